@@ -1,0 +1,173 @@
+"""What the core asks the shells to do: one move at a time, as data.
+
+Every action is absolute ("these subsets of this route have these weights"), so doing one twice is harmless, and carries
+what it was planned against, so that it fails rather than overwrite somebody else's change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from canaryrollout.api.status import CanaryRolloutStatus
+from canaryrollout.domain.evidence import EvidenceRequest
+from canaryrollout.domain.observation import DestinationRuleState, VirtualServiceState
+
+
+@dataclass(frozen=True, slots=True)
+class RouteWeights:
+    """Target weights of one route.
+
+    Attributes:
+        route: Route name, or ``""`` for the only route.
+        weights: Weight by subset, summing to 100. A subset that has no destination yet gains one. Every other
+            destination of the host on this route gets weight 0.
+        template: Subset whose destination a new one is copied from; ``None`` for the plain destination.
+    """
+
+    route: str
+    weights: Mapping[str, int]
+    template: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetWeights:
+    """Set weights on routes of one VirtualService in one guarded patch."""
+
+    found: VirtualServiceState
+    routes: tuple[RouteWeights, ...]
+
+    @property
+    def key(self) -> str:
+        """Return what failures of this action are counted under."""
+        return f"SetWeights/{self.found.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteCleanup:
+    """What goes from one route: our drained destinations, and weight leaves that get their original back.
+
+    Attributes:
+        route: Route name, or ``""`` for the only route.
+        remove: Subsets whose destinations are removed; refused by the router unless their weight is 0.
+        restore: Original written weight (``None``: absent) by subset (``""``: the plain destination).
+    """
+
+    route: str
+    remove: tuple[str, ...]
+    restore: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRoutes:
+    """Remove our destinations from routes of one VirtualService in one guarded patch."""
+
+    found: VirtualServiceState
+    routes: tuple[RouteCleanup, ...]
+
+    @property
+    def key(self) -> str:
+        """Return what failures of this action are counted under."""
+        return f"CleanRoutes/{self.found.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AddSubset:
+    """Add a subset to the DestinationRule: a copy of ``template`` with name and version label replaced."""
+
+    found: DestinationRuleState
+    name: str
+    version: str
+    version_label: str
+    template: str | None
+
+    @property
+    def key(self) -> str:
+        """Return what failures of this action are counted under."""
+        return f"AddSubset/{self.found.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSubsets:
+    """Remove our subsets from the DestinationRule."""
+
+    found: DestinationRuleState
+    names: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Return what failures of this action are counted under."""
+        return f"RemoveSubsets/{self.found.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetFinalizer:
+    """Put our finalizer on the rollout, or take it off."""
+
+    present: bool
+
+    @property
+    def key(self) -> str:
+        """Return what failures of this action are counted under."""
+        return "SetFinalizer"
+
+
+Action = SetWeights | CleanRoutes | AddSubset | RemoveSubsets | SetFinalizer
+
+
+class Order(StrEnum):
+    """Which write comes first. Bookkeeping precedes every raise; safety precedes bookkeeping in a rollback."""
+
+    STATUS_FIRST = "status-first"
+    MESH_FIRST = "mesh-first"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A Kubernetes Event about the rollout."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a pass has to read before it can decide.
+
+    Attributes:
+        mesh: Whether VirtualServices and DestinationRule are needed.
+        references: Whether it is needed which VirtualServices name the host's subsets.
+        endpoints: Whether ready endpoints are needed.
+        evidence: Counts of the step in force.
+        baseline: Counts of the window before the first step.
+    """
+
+    mesh: bool = False
+    references: bool = False
+    endpoints: bool = False
+    evidence: EvidenceRequest | None = None
+    baseline: EvidenceRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One move.
+
+    Attributes:
+        status: The status to be; equal to the present one when nothing is to be written.
+        actions: Run concurrently.
+        order: Whether the status is written before or after them.
+        wake_at: When to look again at the latest; ``None`` leaves it to changes and the resync.
+        events: Kubernetes Events, emitted once the status was written (or at once when it does not change).
+        again: Whether another pass should follow at once, because this move only prepared the next.
+    """
+
+    status: CanaryRolloutStatus
+    actions: tuple[Action, ...] = ()
+    order: Order = Order.STATUS_FIRST
+    wake_at: datetime | None = None
+    events: tuple[Event, ...] = ()
+    again: bool = False

@@ -1,0 +1,135 @@
+"""What the engine needs from the outside, as protocols.
+
+The engine owns time and order; these are its only ways to see or change anything. Ports that write take a *permit*, a
+callable that raises `NotLeading` when this replica may not write (any more): adapters call it right before each request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from canaryrollout.api.spec import CanaryRolloutSpec
+from canaryrollout.api.status import CanaryRolloutStatus
+from canaryrollout.domain.decision import Action, Event
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from canaryrollout.domain.observation import Endpoints, Identity, Mesh, Unreadable
+
+Permit = Callable[[], None]
+
+
+class NotLeading(RuntimeError):  # noqa: N818 - a state of affairs, not a mistake
+    """This replica does not hold the lease, or not safely enough to write."""
+
+
+class Conflict(RuntimeError):  # noqa: N818 - the API's own word
+    """Somebody wrote in between, or the object is not what was planned for: observe and decide again at once."""
+
+
+class Gone(RuntimeError):  # noqa: N818 - the API's own word
+    """The object does not exist any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A CanaryRollout as last seen.
+
+    ``spec`` is ``None`` when the object cannot be read as one; ``problems`` then says why, for people.
+    """
+
+    identity: Identity
+    resource_version: str
+    spec: CanaryRolloutSpec | None
+    status: CanaryRolloutStatus
+    problems: tuple[str, ...] = ()
+
+
+class RolloutStore(Protocol):
+    """CanaryRollout objects on the API server."""
+
+    async def get(self, key: str) -> Rollout | None:
+        """Read one rollout now; ``None`` when it does not exist."""
+        ...
+
+    async def list(self) -> Iterable[Rollout]:
+        """Read all rollouts in scope, page by page."""
+        ...
+
+    async def write_status(self, rollout: Rollout, status: CanaryRolloutStatus, permit: Permit) -> Rollout:
+        """Write a status, guarded by ``rollout.resource_version``; raises `Conflict` or `Gone`."""
+        ...
+
+    async def set_finalizer(self, rollout: Rollout, present: bool, permit: Permit) -> Rollout:
+        """Put our finalizer on the object or take it off, guarded likewise."""
+        ...
+
+    async def emit(self, rollout: Rollout, event: Event) -> None:
+        """Create a Kubernetes Event; never raises, a lost Event is logged."""
+        ...
+
+
+class TrafficRouter(Protocol):
+    """The objects that split a host's traffic."""
+
+    async def observe(self, namespace: str, spec: CanaryRolloutSpec, *, references: bool) -> Mesh:
+        """Read what the spec refers to; never raises for what it finds, see `Mesh`."""
+        ...
+
+    async def apply(self, namespace: str, action: Action, permit: Permit) -> None:
+        """Carry an action out in one guarded patch; raises `Conflict` when what was found no longer holds."""
+        ...
+
+
+class EndpointSource(Protocol):
+    """Ready endpoints behind a host, by version."""
+
+    async def ready(self, namespace: str, spec: CanaryRolloutSpec) -> Endpoints | Unreadable:
+        """Count ready endpoints by value of the version label."""
+        ...
+
+
+class MetricsSource(Protocol):
+    """Counts of requests, fetched in the background: asking never waits."""
+
+    def latest(self, request: EvidenceRequest, now: datetime, wake: Callable[[], None]) -> Evidence | None:
+        """Return the newest evidence at hand and see to it that due blocks are fetched.
+
+        Args:
+            request: What to count.
+            now: The present time.
+            wake: Called from the event loop when newer evidence (or an error) has come in.
+
+        Returns:
+            The evidence so far, or ``None`` when nothing was fetched yet.
+        """
+        ...
+
+
+class Clock(Protocol):
+    """Wall and monotonic time."""
+
+    def now(self) -> datetime:
+        """Return the wall-clock time, UTC, aware."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never jump."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """One Lease object, by compare-and-swap."""
+
+    async def read(self) -> tuple[str, dict[str, Any]] | None:
+        """Return (resourceVersion, spec) or ``None`` when there is no Lease."""
+        ...
+
+    async def create(self, spec: dict[str, Any]) -> str:
+        """Create the Lease and return its resourceVersion; raises `Conflict` when it exists."""
+        ...
+
+    async def replace(self, resource_version: str, spec: dict[str, Any]) -> str:
+        """Replace the spec guarded by resourceVersion and return the new one; raises `Conflict`."""
+        ...
