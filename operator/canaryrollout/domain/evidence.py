@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
+from typing import Final
 
 from canaryrollout.api.status import Counts
+
+NO_COUNTS: Final = Counts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ class Block:
 
     start: datetime
     end: datetime
-    canary: Counts = Counts()
-    stable: Counts = Counts()
+    canary: Counts = NO_COUNTS
+    stable: Counts = NO_COUNTS
     unreached: int = 0
     canary_seen: bool = True
     stable_seen: bool = True
@@ -73,11 +76,20 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class MetricValue:
-    """The newest value of one of the user's own queries, or why there is none."""
+    """The newest value of one of the user's own queries, or why there is none.
+
+    Attributes:
+        value: The value; ``None`` when there is none.
+        at: For which time it was asked.
+        problem: Why there is none, for people.
+        reason: The same in one word: ``NoData`` or ``NotANumber`` when there is nothing to judge, ``BadQuery`` when the
+            query can never give one number, ``ProviderError`` when it could not be asked.
+    """
 
     value: Fraction | None
     at: datetime | None = None
     problem: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +101,9 @@ class Evidence:
         blocks: Complete blocks from ``request.start`` on, without gaps, oldest first.
         error: Why the newest fetch failed; empty when it did not. Blocks fetched before stay.
         error_since: Since when fetches have failed without a success between.
-        warnings: Warnings of the provider about the newest answer (partial data above all).
+        warnings: Warnings of the provider about blocks in here (partial data above all). Such blocks are asked for
+            again until an answer comes without one.
+        notes: Remarks that put no count in doubt, such as a counter that was reset.
         metrics: Newest values of ``request.queries``.
     """
 
@@ -98,6 +112,7 @@ class Evidence:
     error: str = ""
     error_since: datetime | None = None
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
 
     @property
