@@ -1,0 +1,58 @@
+{{/* Name of everything in the release's namespace. */}}
+{{- define "canaryrollout.name" -}}
+{{- if contains "canaryrollout" .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-canaryrollout" (.Release.Name | trunc 38 | trimSuffix "-") -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Name of what has no namespace of its own, or is put into another one: two releases must not share it. */}}
+{{- define "canaryrollout.wideName" -}}
+{{- printf "%s-%s" .Release.Namespace (include "canaryrollout.name" .) -}}
+{{- end -}}
+
+{{- define "canaryrollout.selector" -}}
+app.kubernetes.io/name: canaryrollout
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "canaryrollout.labels" -}}
+{{ include "canaryrollout.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "canaryrollout.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "canaryrollout.name" .) "default" .Values.serviceAccount.create) -}}
+{{- end -}}
+
+{{- define "canaryrollout.leaseName" -}}
+{{- .Values.leaderElection.leaseName | default (include "canaryrollout.name" .) -}}
+{{- end -}}
+
+{{/* What the operator may do where it serves: read what tells it the state, patch what it moves, say what it did. */}}
+{{- define "canaryrollout.rules" -}}
+- apiGroups: [canaryrollout.io]
+  resources: [canaryrollouts]
+  verbs: [get, list, watch, patch]
+- apiGroups: [canaryrollout.io]
+  resources: [canaryrollouts/status]
+  verbs: [patch]
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices, destinationrules]
+  verbs: [get, list, watch, patch]
+- apiGroups: [networking.istio.io]
+  resources: [workloadentries, serviceentries]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [services, pods]
+  verbs: [get, list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+- apiGroups: ["", events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end -}}
