@@ -22,8 +22,8 @@ class RouteWeights:
 
     Attributes:
         route: Route name, or ``""`` for the only route.
-        weights: Weight by subset, summing to 100. A subset that has no destination yet gains one. Every other
-            destination of the host on this route gets weight 0.
+        weights: Weight by subset (``""``: the plain destination), summing to 100. A subset that has no destination yet
+            gains one. Every other destination of the host on this route gets weight 0.
         template: Subset whose destination a new one is copied from; ``None`` for the plain destination.
     """
 
@@ -91,10 +91,15 @@ class AddSubset:
 
 @dataclass(frozen=True, slots=True)
 class RemoveSubsets:
-    """Remove our subsets from the DestinationRule."""
+    """Remove our subsets from the DestinationRule.
+
+    The list of subsets goes with its last entry, unless ``keep_empty_list``: its author had written an empty one
+    (a recorded subset whose ``original`` is 0).
+    """
 
     found: DestinationRuleState
     names: tuple[str, ...]
+    keep_empty_list: bool = False
 
     @property
     def key(self) -> str:

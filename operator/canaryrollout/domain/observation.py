@@ -95,11 +95,15 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class DestinationRuleState:
-    """A DestinationRule as read; ``document`` as in `VirtualServiceState`."""
+    """A DestinationRule as read; ``document`` as in `VirtualServiceState`.
+
+    ``empty_list`` tells that its author wrote an empty list of subsets rather than none: removing ours leaves it.
+    """
 
     name: str
     generation: int
     subsets: tuple[Subset, ...]
+    empty_list: bool = False
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
