@@ -1,4 +1,4 @@
-"""Durations and percentages as the API spells them.
+"""Durations, percentages and decimal numbers as the API spells them.
 
 The Kubernetes API avoids floats: a duration is a string such as ``1m30s`` and a percentage a string such as ``1.5%``.
 Inside the operator both are exact values (``timedelta``, ``Fraction``), so that a limit of ``1%`` is one hundredth and
@@ -14,11 +14,27 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-DURATION_PATTERN: Final = r"^([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$"
+from canaryrollout.api.rules import Rule, cel_string
+
+# Durations of the Gateway API (GEP-2257): a subset of what Go and CEL read, without fractions and signs.
+DURATION_PATTERN: Final = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"
 PERCENT_PATTERN: Final = r"^[0-9]{1,6}(\.[0-9]{1,6})?%$"
 DECIMAL_PATTERN: Final = r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$"
 
-_DURATION = re.compile(r"^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?$")
+_DURATION: Final = re.compile(DURATION_PATTERN)
+_DURATION_PART: Final = re.compile(r"([0-9]+)(ms|h|m|s)")
+_PERCENT: Final = re.compile(PERCENT_PATTERN)
+_DECIMAL: Final = re.compile(DECIMAL_PATTERN)
+_UNITS: Final = {
+    "h": timedelta(hours=1),
+    "m": timedelta(minutes=1),
+    "s": timedelta(seconds=1),
+    "ms": timedelta(milliseconds=1),
+}
+
+DURATION_MESSAGE: Final = "must be a duration, such as 30s, 2m, 1h30m or 500ms"
+PERCENT_MESSAGE: Final = "must be a percentage, such as 1%, 0.5% or 150%"
+DECIMAL_MESSAGE: Final = "must be a decimal number in quotes, such as '5' or '0.25'"
 
 
 def parse_duration(value: object) -> timedelta:
@@ -35,16 +51,13 @@ def parse_duration(value: object) -> timedelta:
     """
     if isinstance(value, timedelta):
         return value
-    text = str(value)
-    match = _DURATION.match(text)
-    if not text or match is None:
-        raise ValueError(f"{text!r} is not a duration; write for example 30s, 2m, 1h30m or 500ms")
-    hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+    if not isinstance(value, str) or _DURATION.fullmatch(value) is None:
+        raise ValueError(DURATION_MESSAGE)
+    return sum((int(count) * _UNITS[unit] for count, unit in _DURATION_PART.findall(value)), timedelta())
 
 
 def format_duration(value: timedelta) -> str:
-    """Spell a duration the way the API does: ``1h30m``, ``500ms``, ``0s``."""
+    """Spell a duration the way the API does: ``1h30m``, ``500ms``, ``0s``; below a millisecond it is rounded."""
     milliseconds = round(value / timedelta(milliseconds=1))
     parts = []
     for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)):
@@ -68,15 +81,14 @@ def parse_percent(value: object) -> Fraction:
     """
     if isinstance(value, Fraction):
         return value
-    text = str(value)
-    if re.match(PERCENT_PATTERN, text) is None:
-        raise ValueError(f"{text!r} is not a percentage; write for example 1%, 0.5% or 150%")
-    return Fraction(text[:-1]) / 100
+    if not isinstance(value, str) or _PERCENT.fullmatch(value) is None:
+        raise ValueError(PERCENT_MESSAGE)
+    return Fraction(value[:-1]) / 100
 
 
 def format_percent(value: Fraction) -> str:
-    """Spell a fraction as a percentage with as few digits as it needs: ``1%``, ``0.5%``."""
-    return f"{float(value * 100):.6f}".rstrip("0").rstrip(".") + "%"
+    """Spell a fraction as a percentage with as few digits as it needs, at most six after the point."""
+    return _plain(value * 100, 6) + "%"
 
 
 def parse_decimal(value: object) -> Fraction:
@@ -93,32 +105,82 @@ def parse_decimal(value: object) -> Fraction:
     """
     if isinstance(value, Fraction):
         return value
-    text = str(value)
-    if re.match(DECIMAL_PATTERN, text) is None:
-        raise ValueError(f"{text!r} is not a decimal number; write for example 5 or 0.25")
-    return Fraction(text)
+    if isinstance(value, bool) or not isinstance(value, str | int) or _DECIMAL.fullmatch(str(value)) is None:
+        raise ValueError(DECIMAL_MESSAGE)
+    return Fraction(str(value))
 
 
 def format_decimal(value: Fraction) -> str:
-    """Spell a number as a plain decimal string."""
-    return f"{float(value):.9f}".rstrip("0").rstrip(".")
+    """Spell a number as a plain decimal string, with at most nine digits after the point."""
+    return _plain(value, 9)
+
+
+def _plain(value: Fraction, digits: int) -> str:
+    scaled = round(abs(value) * 10**digits)
+    whole, rest = divmod(scaled, 10**digits)
+    text = f"{whole}.{rest:0{digits}d}".rstrip("0").rstrip(".")
+    return f"-{text}" if value < 0 and scaled else text
+
+
+def between(shortest: str, longest: str, *, example: str) -> Rule:
+    """Return the rule that a duration lies between two others, themselves included.
+
+    A text that is no duration at all is left to the rule on the format.
+    """
+    low, high = parse_duration(shortest), parse_duration(longest)
+    return Rule(
+        cel=f"!self.matches('{DURATION_PATTERN}') || "
+        f"duration(self) >= duration('{shortest}') && duration(self) <= duration('{longest}')",
+        message=f"must be between {shortest} and {longest}, such as {example}",
+        holds=lambda value: low <= value <= high,
+    )
+
+
+def _format(pattern: str, message: str) -> Rule:
+    # The parser has already refused what does not match: in the operator this rule always holds.
+    return Rule(cel=f"self.matches({cel_string(pattern)})", message=message, holds=lambda _: True)
 
 
 Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
     PlainSerializer(format_duration, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN, "minLength": 2, "maxLength": 24}),
+    WithJsonSchema({"type": "string", "maxLength": 28}),
+    _format(DURATION_PATTERN, DURATION_MESSAGE),
 ]
-Percent = Annotated[
+"""A length of time."""
+
+Share = Annotated[
     Fraction,
     BeforeValidator(parse_percent),
     PlainSerializer(format_percent, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": PERCENT_PATTERN, "maxLength": 14}),
+    WithJsonSchema({"type": "string", "maxLength": 14}),
+    Rule(
+        cel=r"self.matches('^(100(\\.0{1,6})?|[0-9]{1,2}(\\.[0-9]{1,6})?)%$')",
+        message="must be a percentage between 0% and 100%, such as 1% or 0.5%",
+        holds=lambda value: 0 <= value <= 1,
+    ),
 ]
+"""A part of a whole: 0% to 100%."""
+
+Ratio = Annotated[
+    Fraction,
+    BeforeValidator(parse_percent),
+    PlainSerializer(format_percent, return_type=str),
+    WithJsonSchema({"type": "string", "maxLength": 14}),
+    Rule(
+        cel=r"self.matches('^[1-9][0-9]{2,5}(\\.[0-9]{1,6})?%$')",
+        message="must be a percentage of what the stable version has, 100% or more, such as 150%",
+        holds=lambda value: value >= 1,
+    ),
+]
+"""What is allowed, as a percentage of what the stable version has: 100% or more."""
+
 Decimal = Annotated[
     Fraction,
     BeforeValidator(parse_decimal),
     PlainSerializer(format_decimal, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": DECIMAL_PATTERN, "maxLength": 26}),
+    WithJsonSchema({"type": "string", "maxLength": 26}),
+    _format(DECIMAL_PATTERN, DECIMAL_MESSAGE),
 ]
+"""A decimal number, exact, as a string."""
