@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer
 
+from canaryrollout.api.rules import ListMap
 from canaryrollout.api.spec import ApiModel
 
 
@@ -39,7 +40,7 @@ class Phase(StrEnum):
 class Verdict(StrEnum):
     """What the evidence says about the canary at its present weight."""
 
-    PASS = "Pass"
+    PASS = "Pass"  # noqa: S105 - a verdict, not a password
     FAIL = "Fail"
     INCONCLUSIVE = "Inconclusive"
     ERROR = "Error"
@@ -57,145 +58,237 @@ class Change(ApiModel):
     """One recorded alteration of a mesh object; undoing them all, newest first, gives back the original."""
 
     kind: ChangeKind
+    """What was done: a Subset or a Destination was added, or a Weight was altered."""
     object: str
+    """Name of the VirtualService or DestinationRule, in the namespace of the rollout."""
     route: str = ""
+    """Name of the http route; left out where the VirtualService has only one."""
     subset: str = ""
+    """Name of the subset that was added, or that the destination names; left out for a plain destination."""
     version: str = ""
+    """The version that the subset or destination is of."""
     original: int | None = None
+    """The weight that was written there before; left out where there was none."""
 
 
 class Counts(ApiModel):
-    """Requests of one version in a stretch of time; ``timed`` and ``slow`` come from the histogram, the rest from the counter."""
+    """Requests of one version in a stretch of time.
+
+    ``timed`` and ``slow`` come from the histogram, the rest from the counter; the two are never mixed.
+    """
 
     requests: int = 0
+    """Requests that were answered."""
     errors: int = 0
+    """Those of them that failed."""
     timed: int = 0
+    """Requests whose duration is known."""
     slow: int = 0
+    """Those of them that took longer than the threshold."""
 
 
 class FinishedStep(ApiModel):
     """The counts that decided a step that passed; later steps compare with stable's."""
 
     weight: int
+    """Weight of the step, in percent."""
     passed_at: Time
+    """When it passed."""
     canary: Counts = Counts()
+    """Counts of the canary during the step."""
     stable: Counts = Counts()
+    """Counts of the stable version during the step."""
 
 
 class Baseline(ApiModel):
     """Requests that reached no version in a window before the first step: the level that is not the canary's fault."""
 
     seconds: int
+    """Length of the window, in seconds."""
     unreached: int
+    """Requests to the host in the window that reached no version."""
 
 
 class Target(ApiModel):
     """A weight that is about to be written: recorded before the mesh is touched."""
 
     weight: int
+    """The weight to be, in percent."""
     set_at: Time
+    """When it was decided."""
     generations: dict[str, int] = Field(default_factory=dict)
+    """Generation of each VirtualService when it was decided, by name: a newer one tells that it was written."""
 
 
 class Contest(ApiModel):
     """A foreign manager changes the weights; how often intent was asserted again and when the next time is due."""
 
     manager: str
+    """Field manager that wrote the weights last."""
     count: int = 0
+    """How often the recorded weights were asserted again."""
     not_before: Time
+    """When they may be asserted again."""
+    given_up_generation: int | None = None
+    """Generation of the VirtualService at which the operator gave way; left out while it did not."""
 
 
 class RolloutRecord(ApiModel):
     """The change under way, or the last one that was taken back."""
 
     version: str
+    """The version that is, or was, on its way to serve."""
     token: str = ""
+    """Token of the retry command that started it; left out where a change of version did."""
     started_at: Time
+    """When it started."""
     weight: int = 0
+    """Weight of the canary that was last confirmed on the API server, in percent."""
     target: Target | None = None
+    """The weight that is about to be written."""
     applied_at: Time | None = None
+    """When the weight was confirmed on the API server."""
     in_effect_at: Time | None = None
+    """Since when observed traffic agrees with the weight; hold and analysis count from here."""
     convergence: str = ""
+    """Whether observed traffic agrees with the weight: Converged, TooLittleTraffic or ShareContradicts."""
     subset_seen_at: Time | None = None
+    """Since when the subsets of both versions have been in the DestinationRule."""
     unready_since: Time | None = None
+    """Since when the canary has had no ready endpoint."""
     baseline: Baseline | None = None
+    """Requests that reached no version before the first step."""
     finished: tuple[FinishedStep, ...] = ()
+    """The steps that passed, with the counts that decided them."""
     last_passed_at: Time | None = None
+    """When the last step passed; deadlines count from here."""
     awaiting_since: Time | None = None
+    """Since when a person is awaited: to approve, or to end a pause."""
     awaited_seconds: int = 0
+    """For how long a person was awaited since the last step passed, in seconds; deadlines are later by as much."""
     approved: bool = False
+    """Whether a person approved the step in force."""
     promote: bool = False
+    """Whether a person asked to promote without waiting for steps and gates."""
     drained_since: Time | None = None
+    """Since when all that is to be removed has had weight 0."""
+    cleaned_at: Time | None = None
+    """When the destinations that are not needed any more were gone from all routes."""
     ended_at: Time | None = None
+    """When it ended."""
     reason: str = ""
+    """Why it is being taken back, or was, as one word."""
     explanation: str = ""
+    """The same for people, with the numbers that decided it."""
 
 
 class CommandRecord(ApiModel):
     """The last command that was answered; an annotation equal to ``command`` is not handled again."""
 
     command: str
+    """The command, as the annotation canaryrollout.io/command had it."""
     handled_at: Time
+    """When it was answered."""
     result: str
+    """What came of it."""
 
 
 class Condition(ApiModel):
     """A Kubernetes condition."""
 
     type: str
+    """Name of the condition: Ready, Reconciling, Stalled, TrafficConverged or AnalysisHealthy."""
     status: str
+    """True, False or Unknown."""
     reason: str
+    """Why, as one word."""
     message: str = ""
+    """Why, for people."""
     last_transition_time: Time
+    """When the status of the condition last changed."""
     observed_generation: int = 0
+    """Generation of the object that the condition is about."""
 
 
 class HistoryEntry(ApiModel):
     """One transition and the numbers that decided it."""
 
     time: Time
+    """When it happened."""
     reason: str
+    """What happened, as one word."""
     version: str = ""
+    """The version it happened to."""
     weight: int | None = None
+    """Weight of that version at the time, in percent."""
     message: str = ""
+    """What happened, for people, with the numbers that decided it."""
 
 
 class GateStatus(ApiModel):
     """The verdict of one gate, in words with its numbers."""
 
     name: str
+    """Name of the gate: errorRate, latency, or that of a metric."""
     verdict: Verdict
+    """Pass, Fail, Inconclusive (not enough data to tell) or Error (Prometheus did not answer)."""
     message: str = ""
+    """The verdict in words, with its numbers."""
 
 
 class EffectiveAnalysis(ApiModel):
     """The analysis in force, defaults of the operator included."""
 
     mode: str
+    """How counts become a verdict."""
     provider: str
+    """Name of the Prometheus that is asked."""
     gates: tuple[str, ...] = ()
+    """Names of the gates that the canary has to pass."""
 
 
 class CanaryRolloutStatus(ApiModel):
     """What the operator knows, does and waits for."""
 
     observed_generation: int = 0
+    """Generation of the object that this status is about; with a smaller one than metadata.generation, the last
+    change was not looked at yet."""
     phase: Phase | None = None
+    """Where the rollout stands: Stable, Preparing, Progressing, Paused, Promoting, RollingBack, RolledBack or
+    Blocked."""
     message: str = ""
+    """What the rollout does or waits for."""
     stable_version: str | None = None
+    """The version that serves: the one that traffic returns to."""
     canary_version: str | None = None
+    """The version that is on its way to serve, or was taken back."""
     step: str = ""
+    """The step in force and how many there are, such as 2/4."""
     weight: int | None = None
+    """Share of requests that go to the canary, in percent."""
     verdict: str = ""
+    """What the evidence says about the canary at its weight: Pass, Fail, Inconclusive or Error."""
     deadline: Time | None = None
+    """When the step in force has to have passed; left out while a person is awaited."""
     rollout: RolloutRecord | None = None
+    """The change under way, or the last one that was taken back."""
+    subsets: dict[str, str] = Field(default_factory=dict)
+    """Name of the subset of each version in use, by version."""
     changes: tuple[Change, ...] = ()
+    """What the operator altered in the mesh and has not undone yet."""
     contest: Contest | None = None
+    """Somebody else changes the weights, and how the operator answers."""
     last_command: CommandRecord | None = None
+    """The last command that was answered."""
     analysis: EffectiveAnalysis | None = None
-    gates: tuple[GateStatus, ...] = ()
-    conditions: tuple[Condition, ...] = ()
+    """The analysis in force, defaults of the operator included."""
+    gates: Annotated[tuple[GateStatus, ...], ListMap("name")] = ()
+    """The verdict of each gate on the step in force."""
+    conditions: Annotated[tuple[Condition, ...], ListMap("type")] = ()
+    """Ready, Reconciling and Stalled as kstatus defines them; TrafficConverged tells whether observed traffic agrees
+    with the weight, AnalysisHealthy whether Prometheus can be asked."""
     history: tuple[HistoryEntry, ...] = ()
+    """The last transitions, oldest first, with the numbers that decided them."""
 
     def as_object(self) -> dict[str, Any]:
         """Return the status as the API spells it, without empty fields."""

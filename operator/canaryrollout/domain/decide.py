@@ -1,0 +1,211 @@
+"""The one decision: from spec, status and observation to the next move.
+
+`decide` is total and pure: every state and every observation has an answer, and the same input has the same answer.
+Simulation, restart and property tests are replays of it. The branches live beside it, one module for each stretch of a
+rollout's life: first_sight, prepare, raising, progress, rollback, cleanup, drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from canaryrollout.api.spec import CanaryRolloutSpec
+from canaryrollout.api.status import CanaryRolloutStatus, Condition, Contest, Phase, RolloutRecord
+from canaryrollout.domain import drift, progress, rollback
+from canaryrollout.domain.answering import answer_command
+from canaryrollout.domain.cleanup import cleanup
+from canaryrollout.domain.decision import Decision, Event, SetFinalizer
+from canaryrollout.domain.draft import Draft, situation
+from canaryrollout.domain.first_sight import blocked, first_sight
+from canaryrollout.domain.observation import Claim, Identity, Observation
+from canaryrollout.domain.prepare import prepare
+from canaryrollout.domain.raising import complete
+from canaryrollout.domain.settings import DomainSettings
+
+
+def decide(
+    spec: CanaryRolloutSpec,
+    status: CanaryRolloutStatus,
+    observation: Observation,
+    now: datetime,
+    settings: DomainSettings,
+) -> Decision:
+    """Decide on the next move of a rollout.
+
+    Args:
+        spec: What the user wants.
+        status: What was decided so far.
+        observation: What was seen in this pass.
+        now: The wall-clock time, UTC.
+        settings: Timing.
+
+    Returns:
+        One move.
+    """
+    draft = Draft(situation(spec, status, observation, now, settings))
+    if observation.identity.deleting:
+        return _delete(draft)
+    if status.stable_version is None:
+        rival = rival_claim(observation.identity, active=False, claims=observation.claims)
+        return _yield_host(draft, rival) if rival else first_sight(draft)
+    answer_command(draft)
+    _resume_contest(draft)
+    if draft.status.rollout is None or draft.status.rollout.ended_at is not None:
+        return _rest(draft)
+    return _under_way(draft)
+
+
+def decide_invalid(status: CanaryRolloutStatus, identity: Identity, problems: Sequence[str], now: datetime) -> Decision:
+    """Answer an object whose spec cannot be used: say so, and leave the traffic as it is.
+
+    Args:
+        status: What was decided so far; nothing of it is lost.
+        identity: The rollout object.
+        problems: What is wrong, for people.
+        now: The wall-clock time, UTC.
+
+    Returns:
+        A decision without mesh actions. An object that is being deleted is released.
+    """
+    now = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    message = "; ".join(problems)
+    seen = {condition.type: condition for condition in status.conditions}
+    conditions = []
+    for kind, state in (("Ready", "False"), ("Reconciling", "False"), ("Stalled", "True")):
+        before = seen.get(kind)
+        since = before.last_transition_time if before and before.status == state else now
+        conditions.append(
+            Condition(
+                type=kind,
+                status=state,
+                reason="InvalidSpec",
+                message=message,
+                last_transition_time=since,
+                observed_generation=identity.generation,
+            )
+        )
+    changed = status.phase is not Phase.BLOCKED or status.message != message
+    events = (Event("InvalidSpec", message, warning=True),) if changed else ()
+    after = status.model_copy(
+        update={
+            "phase": Phase.BLOCKED,
+            "message": message,
+            "conditions": tuple(conditions),
+            "observed_generation": identity.generation,
+        }
+    )
+    release = identity.deleting and identity.finalizer
+    return Decision(after, (SetFinalizer(False),) if release else (), events=events)
+
+
+def rival_claim(identity: Identity, *, active: bool, claims: Sequence[Claim]) -> Claim | None:
+    """Return the CanaryRollout that judges this host instead, if there is one.
+
+    Of several on one host an active one wins, else the oldest; uids break ties.
+    """
+    mine = (not active, identity.created_at, identity.uid)
+    better = [claim for claim in claims if (not claim.active, claim.created_at, claim.uid) < mine]
+    return min(better, key=lambda claim: (not claim.active, claim.created_at, claim.uid), default=None)
+
+
+def _yield_host(draft: Draft, rival: Claim) -> Decision:
+    message = (
+        f"{rival.key} judges host {draft.case.spec.host} already, and evidence is per host: "
+        "delete one of the two, or give this one another host"
+    )
+    return draft.move(Phase.BLOCKED, "HostClaimed", message, wake_in=draft.case.settings.blocked_retry)
+
+
+def _resume_contest(draft: Draft) -> None:
+    contest = draft.status.contest
+    generation = draft.case.identity.generation
+    if contest is not None and contest.given_up_generation not in (None, generation):
+        draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now))
+
+
+def _under_way(draft: Draft) -> Decision:
+    record, case = draft.record, draft.case
+    if record.version == draft.status.stable_version:
+        return _promoting(draft)
+    if record.reason:
+        return rollback.proceed(draft)
+    if case.spec.version != record.version:
+        if case.spec.version == draft.status.stable_version:
+            return rollback.begin(draft, "SpecReverted", f"spec.version is {case.spec.version} again")
+        return rollback.begin(draft, "Superseded", f"spec.version is {case.spec.version} now")
+    if record.target is not None:
+        return complete(draft, record.target)
+    rival = rival_claim(case.identity, active=True, claims=case.observation.claims)
+    if rival is not None:
+        return _yield_host(draft, rival)
+    return progress.progress(draft) if record.weight else prepare(draft)
+
+
+def _rest(draft: Draft) -> Decision:
+    case, status = draft.case, draft.status
+    wanted, stable, ended = case.spec.version, status.stable_version or "", status.rollout
+    if ended is not None and wanted != ended.version:
+        draft.update(rollout=None)
+        ended = None
+    rival = rival_claim(case.identity, active=False, claims=case.observation.claims)
+    if rival is not None:
+        return _yield_host(draft, rival)
+    if ended is None and wanted != stable:
+        return _start(draft)
+    phase = Phase.STABLE if ended is None else Phase.ROLLED_BACK
+    if case.traffic.flaws:
+        return blocked(draft)
+    off = drift.differing(draft, intent := drift.Intent(stable, None, 0, phase))
+    off = tuple(route for route in off if set(route.serving()) != {None} or stable in status.subsets)
+    if off:
+        return drift.answer(draft, intent, off)
+    drift.settled(draft)
+    wake = case.settings.retry * 5 if case.traffic.unreadable else None
+    contest = draft.status.contest
+    wake_at = contest.not_before if contest is not None else None
+    if ended is not None:
+        message = f"{ended.version} was taken back: {ended.explanation}"
+        return draft.move(phase, ended.reason, message, wake_in=wake, wake_at=wake_at)
+    return draft.move(phase, "Serving", f"{stable} serves", wake_in=wake, wake_at=wake_at)
+
+
+def _start(draft: Draft) -> Decision:
+    version, stable = draft.case.spec.version, draft.status.stable_version
+    draft.update(rollout=RolloutRecord(version=version, started_at=draft.case.now), contest=None)
+    message = f"moving {draft.case.spec.host} from {stable} to {version}"
+    draft.note("RolloutStarted", message)
+    return draft.move(Phase.PREPARING, "RolloutStarted", message, again=True)
+
+
+def _promoting(draft: Draft) -> Decision:
+    case, version = draft.case, draft.record.version
+    if case.traffic.unreadable:
+        message = "; ".join(case.traffic.unreadable)
+        return draft.move(Phase.PROMOTING, "MeshUnreadable", message, wake_in=case.settings.retry)
+    intent = drift.Intent(version, None, 0, Phase.PROMOTING)
+    off = drift.differing(draft, intent)
+    if off:
+        return drift.answer(draft, intent, off)
+    waiting = cleanup(draft, Phase.PROMOTING)
+    if waiting is not None:
+        return waiting
+    draft.update(rollout=None, contest=None)
+    return draft.move(Phase.STABLE, "Serving", f"{version} serves", again=case.spec.version != version)
+
+
+def _delete(draft: Draft) -> Decision:
+    """Give the traffic back to stable before the object goes."""
+    if not draft.case.identity.finalizer:
+        return Decision(draft.status)
+    record = draft.status.rollout
+    if record is None or record.ended_at is not None:
+        release = (SetFinalizer(False),)
+        return draft.move(
+            Phase.STABLE, "Deleted", "releasing the object", actions=release, wake_in=draft.case.settings.retry
+        )
+    if record.version == draft.status.stable_version:
+        return _promoting(draft)
+    if record.reason:
+        return rollback.proceed(draft)
+    return rollback.begin(draft, "Deleted", "the CanaryRollout is being deleted")

@@ -1,0 +1,241 @@
+"""One decision in the making.
+
+Every branch of `decide` starts from the present status, records what it does, and ends in exactly one move. The draft
+keeps the bookkeeping that all branches share in one place: history, Events, conditions, printer columns, and the rule
+that a moving counter alone does not change the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from canaryrollout.api.spec import CanaryRolloutSpec
+from canaryrollout.api.status import (
+    CanaryRolloutStatus,
+    Condition,
+    EffectiveAnalysis,
+    GateStatus,
+    HistoryEntry,
+    Phase,
+    RolloutRecord,
+)
+from canaryrollout.domain import steps
+from canaryrollout.domain.changes import merge_changes
+from canaryrollout.domain.decision import Action, Decision, Event, Order
+from canaryrollout.domain.gates import Judgement, effective_analysis
+from canaryrollout.domain.observation import Endpoints, Identity, Observation
+from canaryrollout.domain.routes import TrafficView, view
+from canaryrollout.domain.settings import DomainSettings
+
+HISTORY_LENGTH: Final = 20
+_MOVING: Final = frozenset({Phase.PREPARING, Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.ROLLING_BACK})
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Everything a branch may look at. ``now`` has the precision that status keeps, so that a restart changes nothing."""
+
+    spec: CanaryRolloutSpec
+    seen: CanaryRolloutStatus
+    observation: Observation
+    traffic: TrafficView
+    now: datetime
+    settings: DomainSettings
+
+    @property
+    def identity(self) -> Identity:
+        """Return the rollout object."""
+        return self.observation.identity
+
+    def ready(self, version: str | None) -> int | None:
+        """Return how many ready endpoints a version has; ``None`` when that is not known."""
+        endpoints = self.observation.endpoints
+        return endpoints.of(version) if isinstance(endpoints, Endpoints) else None
+
+    def known_gone(self, version: str | None) -> bool:
+        """Return whether a version is known to have no ready endpoint."""
+        return self.ready(version) == 0
+
+
+def situation(
+    spec: CanaryRolloutSpec,
+    status: CanaryRolloutStatus,
+    observation: Observation,
+    now: datetime,
+    settings: DomainSettings,
+) -> Situation:
+    """Put together what a decision looks at."""
+    trimmed = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    return Situation(spec, status, observation, view(observation.mesh, status.subsets), trimmed, settings)
+
+
+class Draft:
+    """A decision in the making; ends with `move`."""
+
+    def __init__(self, case: Situation) -> None:
+        self.case = case
+        self.status = case.seen
+        self._events: list[Event] = []
+        self._conditions: dict[str, tuple[str, str, str]] = {}
+        self._judgement: Judgement | None = None
+
+    @property
+    def record(self) -> RolloutRecord:
+        """Return the change under way.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self.status.rollout is None:
+            raise ValueError("no rollout is under way")
+        return self.status.rollout
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of the status."""
+        self.status = self.status.model_copy(update=fields)
+
+    def rollout(self, **fields: Any) -> None:
+        """Set fields of the change under way."""
+        self.update(rollout=self.record.model_copy(update=fields))
+
+    def note(self, reason: str, message: str, *, warning: bool = False) -> None:
+        """Record a transition in history and as an Event."""
+        record = self.status.rollout
+        entry = HistoryEntry(
+            time=self.case.now,
+            reason=reason,
+            version=record.version if record else self.status.stable_version or "",
+            weight=record.weight if record else None,
+            message=message,
+        )
+        self.update(history=(*self.status.history, entry)[-HISTORY_LENGTH:])
+        self._events.append(Event(reason, message, warning))
+
+    def condition(self, kind: str, status: str, reason: str, message: str) -> None:
+        """Set a condition beyond the three that follow from the phase."""
+        self._conditions[kind] = (status, reason, message)
+
+    def judged(self, judgement: Judgement) -> None:
+        """Keep a judgement for verdict and gates in status."""
+        self._judgement = judgement
+
+    def move(
+        self,
+        phase: Phase,
+        reason: str,
+        message: str,
+        *,
+        actions: Iterable[Action] = (),
+        order: Order = Order.STATUS_FIRST,
+        wake_in: timedelta | None = None,
+        wake_at: datetime | None = None,
+        again: bool = False,
+        stalled: bool = False,
+    ) -> Decision:
+        """End the draft.
+
+        Args:
+            phase: The phase to be.
+            reason: CamelCase reason of the present state or wait.
+            message: The same for people.
+            actions: What to do.
+            order: Whether the status is written before the actions.
+            wake_in: When to look again at the latest, from now.
+            wake_at: The same as a time.
+            again: Whether to look again at once.
+            stalled: Whether only a person can bring this forward.
+
+        Returns:
+            The decision.
+        """
+        if phase is Phase.BLOCKED and (self.case.seen.phase, self._reason_seen()) != (phase, reason):
+            self.note(reason, message, warning=True)
+        self._columns()
+        verdict = self._verdict()
+        unmoved = (phase, reason, verdict) == (self.case.seen.phase, self._reason_seen(), self.case.seen.verdict) and (
+            self.status.weight == self.case.seen.weight
+        )
+        if unmoved:
+            message = self.case.seen.message
+        self.update(phase=phase, message=message, verdict=verdict, observed_generation=self.case.identity.generation)
+        self._gates(unmoved)
+        self._finish_conditions(phase, reason, message, stalled=stalled or phase in (Phase.BLOCKED, Phase.ROLLED_BACK))
+        if wake_in is not None:
+            wake_at = self.case.now + wake_in
+        return Decision(self.status, tuple(actions), order, wake_at, tuple(self._events), again)
+
+    def remember(self, changes: Iterable[Any]) -> None:
+        """Record alterations of mesh objects before they are made."""
+        self.update(changes=merge_changes(self.status.changes, tuple(changes)))
+
+    def _verdict(self) -> str:
+        """Return the verdict to show; what took a canary back stays readable afterwards."""
+        if self._judgement is not None:
+            return self._judgement.verdict.value
+        record = self.status.rollout
+        return self.case.seen.verdict if record is not None and record.reason else ""
+
+    def _reason_seen(self) -> str:
+        return next((c.reason for c in self.case.seen.conditions if c.type == "Ready"), "")
+
+    def _columns(self) -> None:
+        spec, record = self.case.spec, self.status.rollout
+        if record is None or record.ended_at is not None:
+            canary = record.version if record else None
+            self.update(canary_version=canary, step="", weight=0 if record else None, deadline=None)
+        else:
+            due = steps.deadline(spec, record) if not record.reason else None
+            weight = record.weight
+            self.update(canary_version=record.version, step=steps.label(spec, weight), weight=weight, deadline=due)
+        analysis = effective_analysis(spec.analysis)
+        mode = analysis.mode.value if analysis.mode else ""
+        gates = [name for name in ("errorRate", "latency") if getattr(analysis, _FIELD[name]) is not None]
+        gates += [metric.name for metric in analysis.metrics]
+        self.update(analysis=EffectiveAnalysis(mode=mode, provider=analysis.provider, gates=tuple(gates)))
+
+    def _gates(self, unmoved: bool) -> None:
+        if self._judgement is None:
+            record = self.status.rollout
+            self.update(gates=self.case.seen.gates if record is not None and record.reason else ())
+            return
+        seen = {gate.name: gate for gate in self.case.seen.gates}
+        gates = []
+        for result in self._judgement.gates:
+            before = seen.get(result.name)
+            if unmoved and before is not None and before.verdict == result.verdict:
+                gates.append(before)
+            else:
+                gates.append(GateStatus(name=result.name, verdict=result.verdict, message=result.message))
+        self.update(gates=tuple(gates))
+
+    def _finish_conditions(self, phase: Phase, reason: str, message: str, *, stalled: bool) -> None:
+        states = {
+            "Ready": ("True" if phase is Phase.STABLE else "False", reason, message),
+            "Reconciling": ("True" if phase in _MOVING and not stalled else "False", reason, message),
+            "Stalled": ("True" if stalled else "False", reason, message),
+            **self._conditions,
+        }
+        seen = {condition.type: condition for condition in self.case.seen.conditions}
+        self.update(conditions=tuple(self._condition(kind, state, seen.get(kind)) for kind, state in states.items()))
+
+    def _condition(self, kind: str, state: tuple[str, str, str], before: Condition | None) -> Condition:
+        status, reason, message = state
+        generation = self.case.identity.generation
+        since = before.last_transition_time if before and before.status == status else self.case.now
+        if before and (before.status, before.reason) == (status, reason) and kind not in _PHASE_CONDITIONS:
+            message = before.message
+        return Condition(
+            type=kind,
+            status=status,
+            reason=reason,
+            message=message,
+            last_transition_time=since,
+            observed_generation=generation,
+        )
+
+
+_PHASE_CONDITIONS: Final = frozenset({"Ready", "Reconciling", "Stalled"})
+_FIELD: Final = {"errorRate": "error_rate", "latency": "latency"}

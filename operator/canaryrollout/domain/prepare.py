@@ -1,0 +1,181 @@
+"""Everything that has to be true before the canary gets its first request.
+
+Make before break: the finalizer, then the subsets, then time for the mesh to learn of them, then ready endpoints, then a
+look at how many requests reach no version without the canary; only then a weight.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from canaryrollout.api.status import Baseline, Phase
+from canaryrollout.domain import rollback, steps
+from canaryrollout.domain.changes import changes_of
+from canaryrollout.domain.decision import AddSubset, Decision, SetFinalizer
+from canaryrollout.domain.draft import Draft
+from canaryrollout.domain.first_sight import blocked
+from canaryrollout.domain.naming import subset_name
+from canaryrollout.domain.observation import Unreadable
+from canaryrollout.domain.raising import raise_to, set_weights
+
+
+def prepare(draft: Draft) -> Decision:
+    """Do the next thing that the first weight needs, or say what is waited for."""
+    case, record = draft.case, draft.record
+    if _overdue(draft):
+        return _give_up(draft)
+    if case.traffic.flaws:
+        return blocked(draft)
+    if case.traffic.unreadable or case.traffic.rule is None:
+        return _no_rule(draft)
+    if not case.identity.finalizer:
+        message = "marking the object, so that its traffic is restored before it is deleted"
+        finalizer = SetFinalizer(True)
+        wait = case.settings.retry
+        return draft.move(Phase.PREPARING, "Preparing", message, actions=(finalizer,), again=True, wake_in=wait)
+    return (
+        _subsets(draft)
+        or _settle(draft)
+        or _await_endpoints(draft)
+        or _pin(draft)
+        or _measure(draft)
+        or _await_person(draft)
+        or raise_to(draft, 100 if record.promote else steps.next_weight(case.spec, record.weight))
+    )
+
+
+def baseline_window(started: datetime, window: timedelta) -> tuple[datetime, datetime]:
+    """Return the stretch of time before the rollout began in which requests that reach no version are counted."""
+    return started - window, started
+
+
+def _no_rule(draft: Draft) -> Decision:
+    case = draft.case
+    flaw = case.traffic.rule_flaw
+    if case.traffic.unreadable or isinstance(flaw, Unreadable) or flaw is None:
+        messages = [*case.traffic.unreadable, *([flaw.message] if isinstance(flaw, Unreadable) else [])]
+        return draft.move(Phase.PREPARING, "MeshUnreadable", "; ".join(messages), wake_in=case.settings.retry)
+    return draft.move(Phase.BLOCKED, flaw.reason, flaw.message, wake_in=case.settings.blocked_retry)
+
+
+def _overdue(draft: Draft) -> bool:
+    due = steps.deadline(draft.case.spec, draft.record)
+    return due is not None and draft.case.now >= due
+
+
+def _give_up(draft: Draft) -> Decision:
+    record = draft.record
+    what = draft.status.message or "preparation did not finish"
+    reason = "CanaryNotReady" if draft.case.known_gone(record.version) else "DeadlineExceeded"
+    limit = draft.case.spec.progress_deadline
+    return rollback.begin(draft, reason, f"{record.version} was not ready for traffic within {limit}: {what}")
+
+
+def _subsets(draft: Draft) -> Decision | None:
+    """Find or add the subsets of both versions, one patch at a time."""
+    case = draft.case
+    rule = case.traffic.rule
+    assert rule is not None  # noqa: S101 - the caller looked
+    names = dict(draft.status.subsets)
+    for version in (draft.status.stable_version or "", draft.record.version):
+        existing = [s.name for s in rule.subsets if s.version == version]
+        if not existing:
+            return _add_subset(draft, version)
+        routed = [name for route in case.traffic.routes if (name := route.subset_of(version))]
+        names[version] = next((name for name in routed if name in existing), existing[0])
+    if names != draft.status.subsets:
+        draft.update(subsets=names)
+    return None
+
+
+def _add_subset(draft: Draft, version: str) -> Decision:
+    case = draft.case
+    rule = case.traffic.rule
+    assert rule is not None  # noqa: S101 - the caller looked
+    name = subset_name(version, {s.name for s in rule.subsets})
+    stable = draft.status.stable_version or ""
+    template = next((s.name for s in rule.subsets if s.version == stable), None)
+    action = AddSubset(rule, name, version, case.spec.version_label, template)
+    draft.remember(changes_of(action))
+    draft.update(subsets={**draft.status.subsets, version: name})
+    draft.rollout(subset_seen_at=None)
+    failure = case.observation.failures.get(action.key)
+    message = f"adding subset {name} for version {version} to DestinationRule {rule.name}"
+    if failure:
+        message = f"{message}; not yet accepted: {failure.message}"
+    return draft.move(
+        Phase.PREPARING, "AddingSubset", message, actions=(action,), again=failure is None, wake_in=case.settings.retry
+    )
+
+
+def _settle(draft: Draft) -> Decision | None:
+    case = draft.case
+    since = draft.record.subset_seen_at
+    if since is None:
+        draft.rollout(subset_seen_at=case.now)
+        since = case.now
+    due = since + case.settings.subset_settle
+    if case.now >= due:
+        return None
+    return draft.move(Phase.PREPARING, "Settling", "letting the mesh learn of the subsets", wake_at=due)
+
+
+def _await_endpoints(draft: Draft) -> Decision | None:
+    case, version = draft.case, draft.record.version
+    endpoints = case.observation.endpoints
+    ready, needed = case.ready(version), required(draft)
+    if ready is not None and ready >= needed:
+        return None
+    if ready is None:
+        message = endpoints.message if isinstance(endpoints, Unreadable) else "endpoints have not been read yet"
+        return draft.move(Phase.PREPARING, "EndpointsUnreadable", message, wake_in=case.settings.retry)
+    message = f"waiting for ready endpoints of {version}: {ready} of {needed}"
+    return draft.move(Phase.PREPARING, "WaitingForCanary", message, wake_in=case.settings.poll)
+
+
+def required(draft: Draft) -> int:
+    """Return how many ready endpoints the canary needs."""
+    return draft.case.spec.readiness.required(draft.case.ready(draft.status.stable_version) or 0)
+
+
+def _pin(draft: Draft) -> Decision | None:
+    """Give the stable version's own subset all the traffic of routes that name none."""
+    stable = draft.status.stable_version or ""
+    plain = [
+        route
+        for route in draft.case.traffic.routes
+        if None in route.serving() and not route.weight_of(draft.record.version)
+    ]
+    if not plain:
+        return None
+    message = f"pinning {', '.join(route.name for route in plain)} to {stable}, so that {draft.record.version} gets only its weight"
+    return set_weights(draft, 0, Phase.PREPARING, "PinningStable", message)
+
+
+def _measure(draft: Draft) -> Decision | None:
+    """Record how many requests reach no version while the canary has none."""
+    case, record = draft.case, draft.record
+    if record.baseline is not None or record.promote:
+        return None
+    evidence = case.observation.baseline
+    if evidence is None or not evidence.blocks:
+        reason = "AwaitingBaseline" if evidence is None or not evidence.error else "ProviderError"
+        provider = case.spec.analysis.provider
+        message = f"asking provider {provider} for requests before the first step"
+        if evidence is not None and evidence.error:
+            message = f"provider {provider} does not answer, and no traffic moves without evidence: {evidence.error}"
+            draft.condition("AnalysisHealthy", "False", "ProviderError", evidence.error)
+        return draft.move(Phase.PREPARING, reason, message, wake_in=case.settings.retry)
+    block = evidence.blocks[-1]
+    seconds = round((block.end - block.start).total_seconds())
+    draft.rollout(baseline=Baseline(seconds=seconds, unreached=block.unreached))
+    return None
+
+
+def _await_person(draft: Draft) -> Decision | None:
+    if not draft.case.spec.paused or draft.record.promote:
+        return None
+    if draft.record.awaiting_since is None:
+        draft.rollout(awaiting_since=draft.case.now)
+    message = f"ready to give {draft.record.version} traffic; spec.paused is true"
+    return draft.move(Phase.PAUSED, "Paused", message, wake_in=draft.case.settings.poll)

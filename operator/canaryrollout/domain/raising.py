@@ -1,0 +1,80 @@
+"""Giving the canary more traffic, write-ahead.
+
+The target goes into status, with the generations it was planned on, before the mesh is touched; a later look at the mesh
+confirms it. Whoever continues after a crash can therefore tell a write that never happened from a rollback that did.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from canaryrollout.api.status import Phase, Target
+from canaryrollout.domain import rollback, routes
+from canaryrollout.domain.changes import changes_of
+from canaryrollout.domain.decision import Decision
+from canaryrollout.domain.draft import Draft
+
+
+def set_weights(draft: Draft, weight: int, phase: Phase, reason: str, message: str) -> Decision:
+    """Write weights after what they alter has been recorded."""
+    case, record = draft.case, draft.record
+    stable = draft.status.stable_version or ""
+    actions = routes.shift(case.traffic, stable, record.version, weight, draft.status.subsets)
+    draft.remember(change for action in actions for change in changes_of(action, draft.status.subsets))
+    failures = [f.message for action in actions if (f := case.observation.failures.get(action.key))]
+    if failures:
+        message = f"{message}; not yet accepted: {'; '.join(failures)}"
+    return draft.move(phase, reason, message, actions=actions, again=not failures, wake_in=case.settings.retry)
+
+
+def raise_to(draft: Draft, weight: int) -> Decision:
+    """Record a target weight and write it."""
+    case = draft.case
+    generations = {route.virtual_service.name: route.virtual_service.generation for route in case.traffic.routes}
+    if draft.record.awaiting_since is not None:
+        stop_waiting(draft)
+    draft.rollout(target=Target(weight=weight, set_at=case.now, generations=generations), approved=False)
+    return set_weights(draft, weight, Phase.PROGRESSING, "SettingWeight", f"giving {draft.record.version} {weight} %")
+
+
+def stop_waiting(draft: Draft) -> None:
+    """End the wait for a person; its time does not count against the deadline."""
+    record = draft.record
+    if record.awaiting_since is not None:
+        waited = round((draft.case.now - record.awaiting_since).total_seconds())
+        draft.rollout(awaiting_since=None, awaited_seconds=record.awaited_seconds + waited)
+
+
+def complete(draft: Draft, target: Target) -> Decision:
+    """Bring a recorded target to the mesh, and confirm it once every route shows it."""
+    case, record = draft.case, draft.record
+    traffic = case.traffic
+    if traffic.at(record.version, target.weight):
+        return _confirmed(draft, target)
+    if traffic.unreadable or traffic.flaws:
+        messages = [*traffic.unreadable, *(flaw.message for flaw in traffic.flaws)]
+        reason = "MeshUnreadable" if traffic.unreadable else traffic.flaws[0].reason
+        phase = Phase.PROGRESSING if traffic.unreadable else Phase.BLOCKED
+        return draft.move(phase, reason, "; ".join(messages), wake_in=case.settings.retry)
+    written: dict[str, int] = {}
+    for route in traffic.routes:
+        found, share = route.virtual_service, route.weight_of(record.version)
+        if share == target.weight or found.generation == target.generations.get(found.name):
+            continue
+        if found.written_by_us and share < target.weight:
+            return rollback.begin(draft, "RollbackResumed", f"{found.name} shows a rollback that was under way")
+        written[found.name] = found.generation
+    if written:
+        generations = {**target.generations, **written}
+        draft.rollout(target=target.model_copy(update={"generations": generations}))
+    message = f"giving {record.version} {target.weight} %"
+    return set_weights(draft, target.weight, Phase.PROGRESSING, "SettingWeight", message)
+
+
+def _confirmed(draft: Draft, target: Target) -> Decision:
+    case, record = draft.case, draft.record
+    draft.rollout(weight=target.weight, target=None, applied_at=case.now, in_effect_at=None, convergence="")
+    draft.note("WeightSet", f"{record.version} has {target.weight} %")
+    phase = Phase.PROGRESSING
+    message = f"{record.version} has {target.weight} %; waiting for traffic to show it"
+    return draft.move(phase, "Converging", message, again=True, wake_in=timedelta(seconds=1))
