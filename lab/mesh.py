@@ -65,6 +65,9 @@ class Lab:
         extra: further parts, started after the others.
     """
 
+    kind = "none"
+    """See `lab.kinds.Kind`; written to the state file, so that `down` knows what to tear down."""
+
     def __init__(
         self,
         name: str = "default",
@@ -167,7 +170,8 @@ class Lab:
         state = State.read(self.dir)
         assert state is not None
         self.options = TypeAdapter(Options).validate_python(state.options)
-        self.parts = {name: PARTS[name] for name in state.parts if name in PARTS}
+        known = PARTS | self.parts
+        self.parts = {name: known[name] for name in state.parts if name in known}
         paths = {name: Path(path) for name, path in state.tools.items()}
         self._site = Site(self.dir, state.ports, paths, state.tokens, self.options)
         self._attached = True
@@ -205,7 +209,9 @@ class Lab:
         ports = {f"{p.name}.{name}": self._reservation.take() for p in self.parts.values() for name in p.listeners}
         tokens = controlplane.new_tokens(self.options.users)
         self._site = Site(self.dir, ports, paths, tokens, self.options)
-        state = State([], ports, {k: str(v) for k, v in paths.items()}, tokens, asdict(self.options), standing)
+        state = State(
+            [], ports, {k: str(v) for k, v in paths.items()}, tokens, asdict(self.options), standing, self.kind
+        )
         state.write(self.dir)
         self._guard = Guard(self.dir)
         for wave in self._waves():

@@ -24,6 +24,7 @@ class State:
         tokens: bearer token by user.
         options: see `lab.site.Options`.
         standing: whether it outlives the program that started it.
+        kind: see `lab.kinds.Kind`.
         complete: whether everything became ready.
     """
 
@@ -33,6 +34,7 @@ class State:
     tokens: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
     standing: bool = False
+    kind: str = "none"
     complete: bool = False
 
     def write(self, directory: Path) -> None:
