@@ -7,13 +7,14 @@ so it is written for the person who writes the YAML.
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -21,6 +22,7 @@ from pydantic_core import CoreSchema
 from canaryrollout.api.quantities import (
     DECIMAL_PATTERN,
     DURATION_PATTERN,
+    PERCENT_PATTERN,
     Decimal,
     Duration,
     Ratio,
@@ -86,19 +88,24 @@ RouteName = Annotated[
 ]
 
 
-def _checked_min_ready(value: int | str) -> int | str:
-    if isinstance(value, str):
-        parse_percent(value)
+MIN_READY_MESSAGE = "must be a count of 1 or more, or a percentage from 1% to 100%, such as 50%"
+
+
+def _checked_min_ready(value: object) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(MIN_READY_MESSAGE)  # noqa: TRY004 - pydantic turns a ValueError into a validation error
+    if isinstance(value, str) and re.fullmatch(PERCENT_PATTERN, value) is None:
+        raise ValueError(MIN_READY_MESSAGE)
     return value
 
 
 MinReady = Annotated[
     int | str,
-    Field(union_mode="left_to_right", json_schema_extra={"maxLength": 4}),
-    AfterValidator(_checked_min_ready),
+    Field(json_schema_extra={"maxLength": 4}),
+    BeforeValidator(_checked_min_ready),
     Rule(
         cel="type(self) == int ? self >= 1 && self <= 100000 : self.matches('^(100|[1-9][0-9]?)%$')",
-        message="must be a count of 1 or more, or a percentage from 1% to 100%, such as 50%",
+        message=MIN_READY_MESSAGE,
         holds=lambda value: (
             1 <= value <= 100_000 if isinstance(value, int) else Fraction(1, 100) <= parse_percent(value) <= 1
         ),
@@ -335,8 +342,8 @@ class Analysis(ApiModel):
     metrics: Annotated[tuple[MetricGate, ...], Field(max_length=20), ListMap("name")] = ()
     """Limits on the values of PromQL queries of your own."""
     on_no_data: OnNoData = OnNoData.HOLD
-    """What to do when Prometheus has no data on the canary by the step's deadline: Hold keeps the weight, Rollback
-    takes the traffic back."""
+    """What to do when Prometheus has no data on the canary although the step's hold is over: Hold keeps the weight
+    until the deadline, Rollback takes the traffic back."""
 
 
 def _deadline_is_reachable(spec: CanaryRolloutSpec) -> bool:
