@@ -1,8 +1,9 @@
 """What the operator alters in the mesh, as a record that can be undone.
 
-The record is written into status before the mesh is touched, so it has to be known from a plan alone. It holds, for every
-leaf, what its author wrote: undoing the record, newest first, gives back the author's JSON at every moment, whichever
-of the recorded writes have happened. The same plan decides which leaves a patch writes, so that the two cannot differ.
+The record is written into status before the mesh is touched, so it has to be known from a plan alone. It holds, for
+every leaf, what its author wrote: undoing the record, newest first, gives back the author's JSON at every moment,
+whichever of the recorded writes have happened. The same plan decides which leaves a patch writes, so that the two
+cannot differ.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def _route_changes(name: str, state: Weights, target: RouteWeights, versions: Ma
 def merge_changes(existing: Iterable[Change], new: Iterable[Change]) -> tuple[Change, ...]:
     """Add changes to a record.
 
-    What is recorded stays as it is: the first record of a leaf holds what its author wrote, later ones would hold what we
-    wrote. The weight of a destination that we added has no author, and is not recorded.
+    What is recorded stays as it is: the first record of a leaf holds what its author wrote, later ones would hold what
+    we wrote. The weight of a destination that we added has no author, and is not recorded.
 
     Returns:
         The record, oldest first.

@@ -1,7 +1,8 @@
 """Removing what the operator added and nobody needs any more, in the reverse order of making it.
 
-First the destinations, once they stood at weight 0 for the drain time; then, after the mesh had time to forget them, the
-subsets that no VirtualService names; last the finalizer. What serves stable stays, and so does whatever the user wrote.
+First the destinations, once they stood at weight 0 for the drain time; then, after the mesh had time to forget them,
+the subsets that no VirtualService names; last the finalizer. What serves stable stays, and so does whatever the user
+wrote.
 """
 
 from __future__ import annotations

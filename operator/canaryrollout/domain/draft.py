@@ -36,7 +36,7 @@ _MOVING: Final = frozenset({Phase.PREPARING, Phase.PROGRESSING, Phase.PAUSED, Ph
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Everything a branch may look at. ``now`` has the precision that status keeps, so that a restart changes nothing."""
+    """Everything a branch may look at; ``now`` has the precision that status keeps, so a restart changes nothing."""
 
     spec: CanaryRolloutSpec
     seen: CanaryRolloutStatus

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from canaryrollout.api.status import Contest, Phase
 from canaryrollout.domain import routes
 from canaryrollout.domain.changes import changes_of
-from canaryrollout.domain.decision import Decision, Order
+from canaryrollout.domain.decision import Decision, Order, SetWeights
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.routes import RouteView
 
@@ -118,7 +118,7 @@ def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str) -> D
 
 def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
     case = draft.case
-    actions = ()
+    actions: tuple[SetWeights, ...] = ()
     if (
         intent.canary is not None
         and not case.known_gone(intent.stable)

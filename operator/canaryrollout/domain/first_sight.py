@@ -1,7 +1,7 @@
 """Reading the stable version from the mesh, when status does not know it.
 
-``spec.version`` is intent, the stable version is fact: it is what the routes serve now. Where the mesh does not tell, the
-answer is `Blocked` with what was found and what to set, never a guess.
+``spec.version`` is intent, the stable version is fact: it is what the routes serve now. Where the mesh does not tell,
+the answer is `Blocked` with what was found and what to set, never a guess.
 """
 
 from __future__ import annotations

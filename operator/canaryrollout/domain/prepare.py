@@ -1,7 +1,7 @@
 """Everything that has to be true before the canary gets its first request.
 
-Make before break: the finalizer, then the subsets, then time for the mesh to learn of them, then ready endpoints, then a
-look at how many requests reach no version without the canary; only then a weight.
+Make before break: the finalizer, then the subsets, then time for the mesh to learn of them, then ready endpoints, then
+a look at how many requests reach no version without the canary; only then a weight.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def _pin(draft: Draft) -> Decision | None:
     ]
     if not plain:
         return None
-    message = f"pinning {', '.join(route.name for route in plain)} to {stable}, so that {draft.record.version} gets only its weight"
+    names = ", ".join(route.name for route in plain)
+    message = f"pinning {names} to {stable}, so that {draft.record.version} gets only its weight"
     return set_weights(draft, 0, Phase.PREPARING, "PinningStable", message)
 
 

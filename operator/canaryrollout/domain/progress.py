@@ -120,9 +120,9 @@ def _drifted(draft: Draft) -> Decision | None:
         if record.applied_at is None:
             draft.rollout(applied_at=case.now)
         return None
-    if any(r.virtual_service.written_by_us and r.weight_of(record.version) < record.weight for r in off):
-        if draft.status.contest is None:
-            return rollback.begin(draft, "RollbackResumed", "a rollback was under way")
+    ours = any(r.virtual_service.written_by_us and r.weight_of(record.version) < record.weight for r in off)
+    if ours and draft.status.contest is None:
+        return rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     return drift.answer(draft, intent, off)
 
 

@@ -1,7 +1,8 @@
 """Giving the canary more traffic, write-ahead.
 
-The target goes into status, with the generations it was planned on, before the mesh is touched; a later look at the mesh
-confirms it. Whoever continues after a crash can therefore tell a write that never happened from a rollback that did.
+The target goes into status, with the generations it was planned on, before the mesh is touched; a later look at the
+mesh confirms it. Whoever continues after a crash can therefore tell a write that never happened from a rollback that
+did.
 """
 
 from __future__ import annotations

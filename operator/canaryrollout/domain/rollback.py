@@ -1,7 +1,7 @@
 """Taking the traffic back.
 
-A rollback writes the mesh before it writes status, and needs nothing but the API server. It is withheld in one case only:
-stable is *known* to have no ready endpoint, so that going back would send every request nowhere.
+A rollback writes the mesh before it writes status, and needs nothing but the API server. It is withheld in one case
+only: stable is *known* to have no ready endpoint, so that going back would send every request nowhere.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _lower(draft: Draft) -> Decision:
         return draft.move(
             Phase.BLOCKED,
             "StableUnknown",
-            f"{record.version} has traffic on {', '.join(stuck)}, and no subset of {draft.status.stable_version} is known to take "
-            "it back to: add a subset for it to the DestinationRule",
+            f"{record.version} has traffic on {', '.join(stuck)}, and no subset of {draft.status.stable_version} is "
+            "known to take it back to: add a subset for it to the DestinationRule",
             wake_in=draft.case.settings.retry,
         )
     return draft.move(
@@ -91,8 +91,8 @@ def _withheld(draft: Draft, explanation: str) -> Decision:
     return draft.move(
         Phase.BLOCKED,
         "StableGone",
-        f"{draft.record.version} should be taken back ({explanation}), but {draft.status.stable_version} has no ready endpoint: "
-        "traffic stays until it has one",
+        f"{draft.record.version} should be taken back ({explanation}), but {draft.status.stable_version} has no ready "
+        "endpoint: traffic stays until it has one",
         wake_in=draft.case.settings.retry,
     )
 

@@ -41,7 +41,7 @@ class RouteView:
         return sum(d.weight for d, v in zip(self.destinations, self.versions, strict=True) if v == version)
 
     def subset_of(self, version: str) -> str | None:
-        """Return the subset by which this route names a version, preferring one with traffic; ``None`` when it does not."""
+        """Return the subset by which this route names a version, one with traffic first; ``None`` if it does not."""
         named = [d for d, v in zip(self.destinations, self.versions, strict=True) if v == version and d.subset]
         return max(named, key=lambda d: d.weight).subset if named else None
 

@@ -1,6 +1,6 @@
 """What written weights mean, in percent.
 
-Istio divides by the sum of a route's weights and reads an absent weight as 0, but as everything on a single destination.
+Istio divides by the sum of a route's weights; an absent weight is 0, but a single destination has everything anyway.
 Decisions speak of percent; this is where one becomes the other.
 """
 
