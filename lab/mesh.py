@@ -143,6 +143,11 @@ class Lab:
         finally:
             self._lock.release()
 
+    def forget(self) -> None:
+        """Delete what a lab that has ended left behind: its logs."""
+        shutil.rmtree(self.dir, ignore_errors=True)
+        self._lock.remove()
+
     @classmethod
     def attach(cls, name: str, progress: Progress | None = None) -> Self:
         """Use a lab that is up and leave it running; call `detach` at the end.

@@ -35,12 +35,14 @@ def waiting_for(
 
 def unacknowledged(url: str) -> str:
     """What ``/debug/syncz`` counts as sent to a proxy but not acknowledged, in words; empty when nothing is."""
-    with session() as client:
-        answer = client.get(url, timeout=2.0)
-    answer.raise_for_status()
+    try:
+        with session() as client:
+            proxies = client.get(url, timeout=2.0).json() or []
+    except requests.RequestException as error:
+        return f"{url} does not answer: {type(error).__name__}"
     late = [
         f"{proxy.get('proxy')}: {kind}"
-        for proxy in answer.json() or []
+        for proxy in proxies
         for kind in ("cluster", "listener", "route", "endpoint")
         if proxy.get(f"{kind}_sent") != proxy.get(f"{kind}_acked")
     ]

@@ -93,6 +93,10 @@ class Lock:
             self._file.close()
             self._file = None
 
+    def remove(self) -> None:
+        """Delete the lock file of a lab whose name will not be used again."""
+        self._path.unlink(missing_ok=True)
+
 
 def _command_line() -> str:
     raw = Path(f"/proc/{os.getpid()}/cmdline").read_bytes()
