@@ -148,7 +148,7 @@ def _spec_schema() -> JsonSchema:
     schema = model_schema(CanaryRolloutSpec)
     # A union, like a volume's source: a rule asks for exactly one router, so that others can follow.
     schema["required"] = [name for name in schema["required"] if name != "istio"]
-    return schema
+    return with_default_texts(schema)
 
 
 class _ApiJsonSchema(GenerateJsonSchema):
@@ -260,9 +260,6 @@ def _lower_default(source: Mapping[str, Any], result: JsonSchema) -> None:
         result["default"] = {}
     elif default is not None and default != []:
         result["default"] = _without_null(default)
-        if not isinstance(default, list):
-            spelled = json.dumps(default) if isinstance(default, bool) else default
-            result["description"] = f"{result.get('description', '')} Default: {spelled}.".strip()
 
 
 def _without_null(value: Any) -> Any:
@@ -285,6 +282,18 @@ def without_defaults(schema: JsonSchema) -> JsonSchema:
     for key in ("items", "additionalProperties"):
         if key in result:
             result[key] = without_defaults(result[key])
+    return result
+
+
+def with_default_texts(schema: JsonSchema) -> JsonSchema:
+    """Return a schema whose descriptions end with the default of a scalar: ``kubectl explain`` shows no defaults."""
+    result = dict(schema)
+    default = schema.get("default")
+    if isinstance(default, str | int):
+        spelled = json.dumps(default) if isinstance(default, bool) else default
+        result["description"] = f"{schema['description']} Default: {spelled}."
+    if "properties" in schema:
+        result["properties"] = {name: with_default_texts(member) for name, member in schema["properties"].items()}
     return result
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from canaryrollout.api.rules import Rule, cel_string
 
@@ -184,3 +184,28 @@ Decimal = Annotated[
     _format(DECIMAL_PATTERN, DECIMAL_MESSAGE),
 ]
 """A decimal number, exact, as a string."""
+
+MIN_READY_MESSAGE: Final = "must be a count of 1 or more, or a percentage from 1% to 100%, such as 50%"
+
+
+def _checked_min_ready(value: object) -> int | str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(MIN_READY_MESSAGE)  # noqa: TRY004 - pydantic turns a ValueError into a validation error
+    if isinstance(value, str) and _PERCENT.fullmatch(value) is None:
+        raise ValueError(MIN_READY_MESSAGE)
+    return value
+
+
+MinReady = Annotated[
+    int | str,
+    Field(json_schema_extra={"maxLength": 4}),
+    BeforeValidator(_checked_min_ready),
+    Rule(
+        cel="type(self) == int ? self >= 1 && self <= 100000 : self.matches('^(100|[1-9][0-9]?)%$')",
+        message=MIN_READY_MESSAGE,
+        holds=lambda value: (
+            1 <= value <= 100_000 if isinstance(value, int) else Fraction(1, 100) <= parse_percent(value) <= 1
+        ),
+    ),
+]
+"""A count, or a percentage of another."""

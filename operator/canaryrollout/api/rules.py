@@ -94,3 +94,8 @@ def matching(pattern: str, message: str) -> Rule:
         message=message,
         holds=lambda value: compiled.fullmatch(value) is not None,
     )
+
+
+def unchangeable(message: str) -> Rule:
+    """Return the rule that a field keeps the value it was created with."""
+    return Rule(cel="self == oldSelf", message=message, holds=None)

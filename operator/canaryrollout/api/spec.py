@@ -7,115 +7,30 @@ so it is written for the person who writes the YAML.
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from canaryrollout.api.names import Host, LabelKey, MetricName, ObjectName, ProviderName, RouteName, Version
 from canaryrollout.api.quantities import (
     DECIMAL_PATTERN,
     DURATION_PATTERN,
-    PERCENT_PATTERN,
     Decimal,
     Duration,
+    MinReady,
     Ratio,
     Share,
     between,
     parse_percent,
 )
-from canaryrollout.api.rules import ListMap, ListSet, Rule, cel_string, matching, with_rules
-
-ObjectName = Annotated[
-    str,
-    Field(max_length=253),
-    matching(
-        r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$",
-        "must be the name of an object in the same namespace, without the namespace, such as reviews",
-    ),
-]
-Host = Annotated[
-    str,
-    Field(max_length=253),
-    matching(
-        r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?(\.[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$",
-        "must be the name of a service, such as reviews or reviews.shop.svc.cluster.local: "
-        "lower case, without scheme, port, path or wildcard",
-    ),
-]
-ProviderName = Annotated[
-    str,
-    Field(max_length=63),
-    matching(
-        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        "must be the name of a provider that the administrator has set up, such as default; never an address",
-    ),
-]
-MetricName = Annotated[
-    str,
-    Field(max_length=63),
-    matching(
-        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
-        "must be a name of lower case letters, digits and dashes, such as checkout-failures",
-    ),
-]
-Version = Annotated[
-    str,
-    Field(max_length=63),
-    matching(
-        r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-        "must be a value that a label can have, such as v2 or 1.4.2: letters, digits, '-', '_' and '.' between them",
-    ),
-]
-LabelKey = Annotated[
-    str,
-    Field(max_length=317),
-    matching(
-        r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$",
-        "must be the key of a label, such as version or app.kubernetes.io/version",
-    ),
-]
-RouteName = Annotated[
-    str,
-    Field(max_length=253),
-    matching(r"^\S(.*\S)?$", "must be the name of an http route of the VirtualService, such as primary"),
-]
-
-
-MIN_READY_MESSAGE = "must be a count of 1 or more, or a percentage from 1% to 100%, such as 50%"
-
-
-def _checked_min_ready(value: object) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(MIN_READY_MESSAGE)  # noqa: TRY004 - pydantic turns a ValueError into a validation error
-    if isinstance(value, str) and re.fullmatch(PERCENT_PATTERN, value) is None:
-        raise ValueError(MIN_READY_MESSAGE)
-    return value
-
-
-MinReady = Annotated[
-    int | str,
-    Field(json_schema_extra={"maxLength": 4}),
-    BeforeValidator(_checked_min_ready),
-    Rule(
-        cel="type(self) == int ? self >= 1 && self <= 100000 : self.matches('^(100|[1-9][0-9]?)%$')",
-        message=MIN_READY_MESSAGE,
-        holds=lambda value: (
-            1 <= value <= 100_000 if isinstance(value, int) else Fraction(1, 100) <= parse_percent(value) <= 1
-        ),
-    ),
-]
-
-
-def unchangeable(message: str) -> Rule:
-    """Return the rule that a field keeps the value it was created with."""
-    return Rule(cel="self == oldSelf", message=message, holds=None)
+from canaryrollout.api.rules import ListMap, ListSet, Rule, cel_string, unchangeable, with_rules
 
 
 class ApiModel(BaseModel):
@@ -375,13 +290,15 @@ class CanaryRolloutSpec(ApiModel):
     """Traffic is routed by Istio. Exactly one kind of router has to be given, and this is the only one so far."""
     steps: Steps = DEFAULT_STEPS
     """The weights of the canary on its way to serve, and what it takes to pass each. Weights rise from step to step and
-    end at 100. A change takes effect at once: the present weight stays, and the next step is the first above it."""
+    end at 100. A change takes effect at once: the present weight stays, and the next step is the first above it.
+    Default: 10, 30, 50 and 100."""
     hold: Annotated[Duration, between("0s", "720h", example="1m")] = timedelta(minutes=1)
     """How long the canary has to keep the weight of a step that names no hold of its own."""
     readiness: Readiness = Readiness()
     """How many ready endpoints the canary needs before it is given traffic, and for how long it may have none."""
     analysis: Analysis = Analysis()
-    """What the canary is judged by at every step. A failed gate takes all its traffic back."""
+    """What the canary is judged by at every step. A failed gate takes all its traffic back. Where neither errorRate nor
+    latency nor metrics is given, the operator's own limits apply; status.analysis shows what is in force."""
     progress_deadline: Annotated[Duration, between("1s", "720h", example="30m")] = timedelta(minutes=30)
     """How long a step may take beyond its hold, since the last one passed. The time stands still while a person is
     awaited."""
