@@ -1,7 +1,8 @@
 """What the engine needs from the outside, as protocols.
 
 The engine owns time and order; these are its only ways to see or change anything. Ports that write take a *permit*, a
-callable that raises `NotLeading` when this replica may not write (any more): adapters call it right before each request.
+callable that raises `NotLeading` when this replica may not write (any more): adapters call it right before each
+request.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Gone(RuntimeError):  # noqa: N818 - the API's own word
 class Rollout:
     """A CanaryRollout as last seen.
 
-    ``spec`` is ``None`` when the object cannot be read as one; ``problems`` then says why, for people.
+    ``problems`` says, for people, what is wrong with the spec. ``spec`` is ``None`` when it cannot be read at all; one
+    that can be read is here even when it has problems, because it still tells which traffic to take back.
     """
 
     identity: Identity

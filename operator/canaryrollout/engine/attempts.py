@@ -1,0 +1,89 @@
+"""What is remembered about a rollout between two passes, and how soon a pass that failed is repeated.
+
+Nothing here is worth keeping over a restart: it is how often something failed in a row, not what is to be done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from canaryrollout.domain.observation import Failure
+from canaryrollout.engine.scheduler import fraction
+
+CONFLICTS_AT_ONCE = 5
+"""After so many conflicts in a row the next attempt waits like any other failure."""
+
+AGAIN_AT_ONCE = 20
+"""After so many passes in a row that asked for another at once, the next one has to wait."""
+
+AGAIN_LATER = 1.0
+"""How long it has to wait then, in seconds."""
+
+_FIRST_DELAY = 0.25
+_CAP = 30.0
+_CAP_URGENT = 1.0
+_CLOCK_STEP = 1.0
+"""Wall and monotonic clock drift apart slowly; only what exceeds this (seconds, between two passes) is a step."""
+
+
+def retry_delay(key: str, failed: int, *, urgent: bool) -> float:
+    """Return how long to wait before the next attempt.
+
+    Args:
+        key: The rollout; it decides the jitter.
+        failed: How many passes have failed in a row, at least 1.
+        urgent: Whether traffic is being taken back; then no wait is longer than a second.
+
+    Returns:
+        Seconds: doubling from a quarter of a second up to 30 (1 when urgent), the upper half jittered.
+    """
+    delay = min(_CAP_URGENT if urgent else _CAP, _FIRST_DELAY * 2.0 ** min(failed - 1, 16))
+    return delay * (0.5 + 0.5 * fraction(key, failed))
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Failures of one rollout in a row.
+
+    Attributes:
+        failures: Actions that failed last time, by `Action.key`.
+        failed: Passes in a row that failed.
+        conflicts: Passes in a row that met a conflict.
+        again: Passes in a row that asked for another one at once.
+        refetch: Whether the object must be read anew before the next decision.
+        offset: Wall time minus monotonic time at the last pass that ended well.
+    """
+
+    failures: dict[str, Failure] = field(default_factory=dict)
+    failed: int = 0
+    conflicts: int = 0
+    again: int = 0
+    refetch: bool = False
+    offset: float | None = None
+
+    def record(self, tried: Collection[str], failed: Mapping[str, str], now: datetime) -> None:
+        """Count failures of actions: one that succeeded starts anew, one that was not tried keeps its count."""
+        for key in tried:
+            if key not in failed:
+                self.failures.pop(key, None)
+        for key, message in failed.items():
+            known = self.failures.get(key)
+            if known is None:
+                self.failures[key] = Failure(count=1, message=message, since=now)
+            else:
+                self.failures[key] = replace(known, count=known.count + 1, message=message)
+
+    def clock_step(self, offset: float) -> timedelta:
+        """Return how far the wall clock jumped since the last pass that ended well; zero for less than a second."""
+        if self.offset is None or abs(offset - self.offset) < _CLOCK_STEP:
+            return timedelta()
+        return timedelta(seconds=offset - self.offset)
+
+    def succeeded(self, offset: float) -> None:
+        """Start counting anew after a pass that ended well."""
+        self.failed = 0
+        self.conflicts = 0
+        self.refetch = False
+        self.offset = offset

@@ -1,0 +1,152 @@
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from canaryrollout.api.status import Change, ChangeKind, CommandRecord, Phase, RolloutRecord
+from canaryrollout.engine.ports import Rollout
+from canaryrollout.engine.registry import Registry, is_active
+from canaryrollout.engine.workqueue import Priority
+from tests.unit.engine.fakes import EPOCH, SPEC, host_of, rollout
+
+
+@pytest.fixture
+def registry() -> Registry:
+    return Registry(host_of)
+
+
+def changed(known: Rollout, version: int, phase: Phase | None = None, **identity: Any) -> Rollout:
+    status = known.status.model_copy(update={"phase": phase}) if phase else known.status
+    return replace(
+        known,
+        resource_version=str(version),
+        status=status,
+        identity=replace(known.identity, **identity),
+    )
+
+
+KEY = "shop/reviews"
+
+
+def test_a_rollout_at_rest_concerns_nobody_and_is_kept_as_little_more_than_a_name(registry: Registry) -> None:
+    assert registry.apply(rollout()) == {}
+    entry = registry.get(KEY)
+    assert entry is not None
+    assert entry.rollout is None
+
+
+@pytest.mark.parametrize("phase", [None, Phase.PROGRESSING, Phase.BLOCKED, Phase.ROLLING_BACK])
+def test_a_rollout_that_is_not_at_rest_is_looked_at_on_first_sight(registry: Registry, phase: Phase | None) -> None:
+    assert registry.apply(rollout(phase=phase)) == {KEY: Priority.URGENT}
+
+
+def test_what_came_while_nobody_watched_is_looked_at_on_first_sight(registry: Registry) -> None:
+    assert registry.apply(rollout("a", deleting=True)) == {"shop/a": Priority.URGENT}
+    known = rollout("b", command="retry/v2/1")
+    assert registry.apply(known)["shop/b"] is Priority.URGENT
+    done = CommandRecord(command="retry/v2/1", handled_at=EPOCH, result="done")
+    known = rollout("c", command="retry/v2/1")
+    known = replace(known, status=known.status.model_copy(update={"last_command": done}))
+    assert "shop/c" not in registry.apply(known)
+    known = rollout("d")
+    known = replace(known, identity=replace(known.identity, generation=2))
+    assert registry.apply(known)["shop/d"] is Priority.URGENT
+
+
+def test_an_echo_of_our_own_status_write_concerns_nobody(registry: Registry) -> None:
+    known = rollout(phase=Phase.PROGRESSING, version=5)
+    registry.apply(known)
+    assert registry.apply(changed(known, 6)) == {}
+    assert registry.apply(changed(known, 6)) == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"generation": 2}, {"deleting": True}, {"command": "abort/v2/1"}, {"finalizer": True}]
+)
+def test_intent_commands_deletion_and_finalizers_are_looked_at_urgently(
+    registry: Registry, change: dict[str, Any]
+) -> None:
+    known = rollout(version=5)
+    registry.apply(known)
+    assert registry.apply(changed(known, 6, **change)) == {KEY: Priority.URGENT}
+
+
+def test_an_older_state_is_ignored(registry: Registry) -> None:
+    known = rollout(version=10, generation=3)
+    registry.apply(known)
+    assert registry.apply(rollout(version=9, generation=2)) == {}
+    entry = registry.get(KEY)
+    assert entry is not None
+    assert entry.identity.generation == 3
+
+
+def test_a_namesake_that_was_created_anew_replaces_the_old_one(registry: Registry) -> None:
+    registry.apply(rollout(version=10))
+    assert registry.apply(rollout(version=3, uid="other", phase=None)) == {KEY: Priority.URGENT}
+    assert registry.forget(KEY, "uid-reviews") == (None, {}), "the old one's deletion does not concern the new one"
+    assert KEY in registry
+
+
+def test_rivals_on_a_host_know_of_each_other(registry: Registry) -> None:
+    registry.apply(rollout("b", created_at=EPOCH + timedelta(seconds=1)))
+    concerned = registry.apply(rollout("a", phase=Phase.PROGRESSING))
+    assert concerned == {"shop/a": Priority.URGENT, "shop/b": Priority.ROUTINE}
+    (claim,) = registry.claims("shop/b")
+    assert (claim.key, claim.uid, claim.created_at, claim.active) == ("shop/a", "uid-a", EPOCH, True)
+    (claim,) = registry.claims("shop/a")
+    assert (claim.key, claim.active) == ("shop/b", False)
+
+
+def test_rivals_are_told_when_a_host_becomes_free(registry: Registry) -> None:
+    a, b = rollout("a", phase=Phase.PROGRESSING, version=1), rollout("b", phase=Phase.BLOCKED)
+    registry.apply(a)
+    registry.apply(b)
+    assert registry.apply(changed(a, 2, Phase.STABLE)) == {"shop/b": Priority.ROUTINE}
+    entry, concerned = registry.forget("shop/a")
+    assert entry is not None
+    assert concerned == {"shop/b": Priority.ROUTINE}
+    assert registry.claims("shop/b") == ()
+
+
+def test_rivals_are_told_when_a_rollout_moves_to_another_host(registry: Registry) -> None:
+    a, b, c = rollout("a", version=1), rollout("b"), rollout("c")
+    other = SPEC.model_copy(update={"host": "ratings"})
+    registry.apply(a)
+    registry.apply(b)
+    registry.apply(replace(c, spec=other))
+    moved = replace(changed(a, 2, generation=2), spec=other)
+    assert registry.apply(moved) == dict.fromkeys(("shop/b", "shop/c"), Priority.ROUTINE) | {"shop/a": Priority.URGENT}
+    assert registry.claims("shop/b") == ()
+    assert [claim.key for claim in registry.claims("shop/a")] == ["shop/c"]
+
+
+def test_a_sweep_finds_what_nobody_has_seen_since(registry: Registry) -> None:
+    registry.apply(rollout("a"))
+    registry.apply(rollout("b"))
+    mark = registry.begin_sweep()
+    registry.apply(rollout("a"))
+    registry.apply(rollout("new"))
+    assert registry.unmarked(mark) == ("shop/b",)
+
+
+def test_what_stays_behind_is_remembered_for_the_event(registry: Registry) -> None:
+    change = Change(kind=ChangeKind.SUBSET, object="DestinationRule/reviews", subset="v2", version="v2")
+    known = rollout()
+    registry.apply(replace(known, status=known.status.model_copy(update={"changes": (change,)})))
+    entry, _ = registry.forget(KEY)
+    assert entry is not None
+    assert entry.left is not None
+    assert entry.left.reason == "LeftInPlace"
+    assert "subset v2 in DestinationRule/reviews" in entry.left.message
+
+
+def test_a_blocked_rollout_holds_its_host_only_if_its_change_was_begun() -> None:
+    blocked = rollout(phase=Phase.BLOCKED).status
+    begun = RolloutRecord(version="v2", started_at=EPOCH)
+    assert not is_active(blocked)
+    assert is_active(blocked.model_copy(update={"rollout": begun}))
+    ended = begun.model_copy(update={"ended_at": EPOCH})
+    assert not is_active(blocked.model_copy(update={"rollout": ended}))
+    assert is_active(rollout(phase=Phase.PREPARING).status)
+    assert not is_active(rollout(phase=Phase.ROLLED_BACK).status)
