@@ -1,0 +1,266 @@
+"""From rows of a Prometheus answer to blocks of counts: what is an error, what is slow, what reached no version.
+
+Pure, like the queries whose answers it reads. The rules are those of Istio's standard metrics:
+
+- an error is a response code 5xx, or for gRPC a status that blames the server: UNKNOWN 2, DEADLINE_EXCEEDED 4,
+  UNIMPLEMENTED 12, INTERNAL 13, UNAVAILABLE 14, DATA_LOSS 15. A client that went away (code 0, flag DC) is a request
+  and no error;
+- a request reached no version when the row has no version and the mesh itself answered: no healthy upstream (UH), a
+  failed connection (UF), no such cluster (NC). Other rows without a version (no route, rate limits) are nobody's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any, Final
+
+from canaryrollout.adapters.prometheus_queries import KIND, UNKNOWN_VERSIONS, Labels
+from canaryrollout.api.quantities import format_duration
+from canaryrollout.api.status import Counts
+from canaryrollout.domain.evidence import NO_COUNTS, Block, EvidenceRequest, MetricValue
+
+GRPC_SERVER_FAULTS: Final = frozenset({"2", "4", "12", "13", "14", "15"})
+UNREACHED_FLAGS: Final = frozenset({"UH", "UF", "NC"})
+
+
+class BadAnswer(ValueError):  # noqa: N818 - the answer is bad, nothing else is
+    """An answer that does not have the shape its query must give; the message says what it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One series of an answer at one time."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+Rows = Mapping[int, Sequence[Row]]
+"""Rows by evaluation time, in milliseconds since the epoch."""
+
+
+def milliseconds_of(time: datetime) -> int:
+    """Return a time as Prometheus keeps it: milliseconds since the epoch."""
+    return round((time - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1))
+
+
+def rows_of(result_type: str, result: Any) -> Rows:
+    """Sort the series of a vector or matrix by time.
+
+    Raises:
+        BadAnswer: If it is neither.
+    """
+    rows: dict[int, list[Row]] = defaultdict(list)
+    if result_type not in {"vector", "matrix"} or not isinstance(result, list):
+        raise BadAnswer(f"expected series, got a {result_type}")
+    try:
+        for series in result:
+            for time, value in series["values"] if result_type == "matrix" else [series["value"]]:
+                rows[round(float(time) * 1000)].append(Row(series["metric"], float(value)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadAnswer(f"cannot read the series of the answer: {error!r}") from error
+    return rows
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of one version under way."""
+
+    seen: bool = False
+    requests: int = 0
+    errors: int = 0
+    timed: int = 0
+    within: int = 0
+
+    def counts(self) -> Counts:
+        if not (self.requests or self.timed):
+            return NO_COUNTS
+        slow = min(max(self.timed - self.within, 0), self.timed)
+        return Counts(requests=self.requests, errors=self.errors, timed=self.timed, slow=slow)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A block as read, and what is remarkable about it.
+
+    Attributes:
+        block: The counts.
+        notes: Remarks for people that put no count in doubt.
+        lacks_edge: Whether the service has a latency histogram, but none with the threshold as a bucket edge.
+    """
+
+    block: Block
+    notes: tuple[str, ...] = ()
+    lacks_edge: bool = False
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Adds the rows of one block up."""
+
+    request: EvidenceRequest
+    labels: Labels
+    tallies: dict[str, _Tally] = field(default_factory=dict)
+    unreached: int = 0
+    notes: list[str] = field(default_factory=list)
+    timed_rows: int = 0
+    edge_rows: int = 0
+
+    def tally(self, row: Row) -> _Tally | None:
+        """Return the tally of the row's version; ``None`` where it is neither stable nor canary."""
+        version = row.labels.get(self.labels.version, "")
+        return self.tallies.get(version)
+
+    def add_requests(self, rows: Iterable[Row]) -> None:
+        for row, count in self._counted(rows):
+            tally = self.tally(row)
+            if tally is not None:
+                tally.seen = True
+                tally.requests += count
+                tally.errors += count if is_error(row.labels) else 0
+            elif is_unreached(row.labels, self.labels):
+                self.unreached += count
+
+    def add_durations(self, rows: Iterable[Row]) -> None:
+        for row, count in self._counted(rows):
+            tally = self.tally(row)
+            if tally is None:
+                continue
+            if row.labels.get("le"):
+                self.edge_rows += 1
+                tally.within += count
+            else:
+                self.timed_rows += 1
+                tally.timed += count
+
+    def _counted(self, rows: Iterable[Row]) -> Iterable[tuple[Row, int]]:
+        """Yield what each row counts; new series count nothing where the service had none before."""
+        rows = tuple(rows)
+        history = any(row.labels.get(KIND) == "start" and row.value > 0 for row in rows)
+        for row in rows:
+            kind = row.labels.get(KIND)
+            if kind == "start":
+                continue
+            count = round(row.value) if math.isfinite(row.value) else 0
+            if kind == "new" and not history:
+                self._note("Prometheus had nothing on the host before: requests until its first scrape are not counted")
+                count = 0
+            if kind == "reset" and self.tally(row) is not None:
+                version = row.labels.get(self.labels.version, "")
+                self._note(
+                    f"a counter of version {version} was reset: requests since the scrape before it are not counted"
+                )
+            yield row, count
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def read_block(
+    request: EvidenceRequest, labels: Labels, end: datetime, requests: Iterable[Row], durations: Iterable[Row]
+) -> Reading:
+    """Read the block that ends at ``end``.
+
+    Args:
+        request: What was asked.
+        labels: How the provider's metrics are labeled.
+        end: The block's end, the evaluation time of both answers.
+        requests: Rows of `requests_query` at that time.
+        durations: Rows of `durations_query` at that time; none where latency is not judged.
+
+    Returns:
+        The block and remarks on it.
+    """
+    reader = _Reader(request, labels, {version: _Tally() for version in (request.stable, request.canary)})
+    reader.add_requests(requests)
+    reader.add_durations(durations)
+    lacks_edge = reader.timed_rows > 0 and reader.edge_rows == 0
+    canary, stable = reader.tallies[request.canary], reader.tallies[request.stable]
+    if lacks_edge:
+        for tally in (canary, stable):
+            tally.timed = 0
+    block = Block(
+        start=end - request.interval,
+        end=end,
+        canary=canary.counts(),
+        stable=stable.counts(),
+        unreached=reader.unreached,
+        canary_seen=canary.seen,
+        stable_seen=stable.seen,
+    )
+    return Reading(block, tuple(reader.notes), lacks_edge)
+
+
+def is_error(labels: Mapping[str, str]) -> bool:
+    """Tell whether requests of a row failed by the server's fault."""
+    code = labels.get("response_code", "")
+    return (len(code) == 3 and code.startswith("5")) or labels.get("grpc_response_status", "") in GRPC_SERVER_FAULTS
+
+
+def is_unreached(row: Mapping[str, str], labels: Labels) -> bool:
+    """Tell whether requests of a row reached no version because the mesh found none."""
+    flags = set(row.get("response_flags", "").split(","))
+    return row.get(labels.version, "") in UNKNOWN_VERSIONS and bool(flags & UNREACHED_FLAGS)
+
+
+def edge_problem(threshold: timedelta, edges: Iterable[str]) -> str:
+    """Say that a threshold is no bucket edge, and which edges are nearest.
+
+    Args:
+        threshold: The latency threshold.
+        edges: Values of ``le``, in milliseconds.
+
+    Returns:
+        A message for people that names field, value and remedy.
+    """
+    wanted = threshold / timedelta(milliseconds=1)
+    known = sorted({float(edge) for edge in edges} - {math.inf})
+    below = [edge for edge in known if edge < wanted][-1:]
+    above = [edge for edge in known if edge > wanted][:1]
+    nearest = " or ".join(_edge(edge) for edge in (*below, *above)) or "none, it has no edges"
+    return f"analysis.latency.threshold {format_duration(threshold)} is no bucket edge; the nearest: {nearest}"
+
+
+def _edge(milliseconds: float) -> str:
+    duration = timedelta(milliseconds=milliseconds)
+    return format_duration(duration) if milliseconds >= 1 else f"{milliseconds:g}ms"
+
+
+def value_of(result_type: str, result: Any, at: datetime) -> MetricValue:
+    """Read the one number that a query of the user's own must give.
+
+    Args:
+        result_type: Type of the result, as Prometheus names it.
+        result: The result.
+        at: For which time it was asked.
+
+    Returns:
+        The value, or why there is none.
+    """
+    if result_type == "vector" and isinstance(result, list):
+        if not result:
+            return MetricValue(None, at, "the query finds no series", "NoData")
+        if len(result) > 1:
+            problem = f"the query gives {len(result)} series; make it one, for example with sum()"
+            return MetricValue(None, at, problem, "BadQuery")
+        if "value" not in result[0]:
+            problem = "the query gives a native histogram; make it one number, for example with histogram_fraction()"
+            return MetricValue(None, at, problem, "BadQuery")
+        text = str(result[0]["value"][1])
+    elif result_type == "scalar" and isinstance(result, list) and len(result) == 2:
+        text = str(result[1])
+    else:
+        return MetricValue(None, at, f"the query gives a {result_type}; make it one number", "BadQuery")
+    try:
+        number = float(text)
+    except ValueError:
+        return MetricValue(None, at, f"the query gives {text!r}, which is no number", "BadQuery")
+    if not math.isfinite(number):
+        return MetricValue(None, at, f"the query gives {text}, which is no number to judge", "NotANumber")
+    return MetricValue(Fraction(text), at)

@@ -1,0 +1,167 @@
+"""PromQL that counts requests exactly: built here as text, sent elsewhere.
+
+``increase()`` is of no use for a canary: it ignores the first value of a new series, so that a fresh canary whose first
+requests all fail in one scrape interval shows no error at all, and it extrapolates, so that counts are not integers.
+The queries here take differences of each series between the two ends of a block instead:
+
+- a series known at both ends counts with its difference;
+- a series that is *new* in the block counts in full (the reader drops these where the service had no series at all at
+  the block's start: then Prometheus itself has just begun to scrape, and nothing is known about the time before);
+- a series that was *reset* (its end is below its start) counts with what it reached before the reset and what it has
+  since: ``max(peak - start, 0) + end``. What the last scrape before the reset missed is lost, as with ``increase()``.
+
+The value at a block's start is the last one of the 15 minutes before, staleness markers ignored, so that a failed
+scrape neither loses requests nor makes a known series look new; blocks that follow each other share that value, so that
+their counts add up to the difference of the outer ends. The value at a block's end has to be fresh, because a provider
+that no longer scrapes must look like missing data and not like a canary without errors.
+
+Each query returns all of this at once, told apart by the label ``kind``: ``known``, ``new``, ``reset`` and ``start``
+(how many series the service had at the block's start).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from canaryrollout.api.quantities import format_duration
+from canaryrollout.domain.evidence import EvidenceRequest
+
+REQUESTS: Final = "istio_requests_total"
+DURATION: Final = "istio_request_duration_milliseconds"
+UNKNOWN_VERSIONS: Final = ("unknown", "-", "")
+"""How proxies spell the version of a request that reached no workload."""
+
+KIND: Final = "kind"
+HISTORY: Final = timedelta(minutes=15)
+"""How far back the last value before a block's start is looked for."""
+FRESH_SCRAPES: Final = 3
+"""How many scrapes old the value at a block's end may be."""
+
+_VARIABLE: Final = re.compile(r"\$(namespace|host|stable|canary|interval|weight)\b")
+_SAFE: Final = re.compile(r"[A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """How a provider's Istio metrics are labeled.
+
+    Attributes:
+        reporter: Value of ``reporter`` to count by: ``source`` also sees requests that reached no workload.
+        version: Label that holds the version of the workload that answered.
+        service: Label that holds the fully qualified host.
+    """
+
+    reporter: str = "source"
+    version: str = "destination_version"
+    service: str = "destination_service"
+
+
+def quoted(value: str) -> str:
+    """Return a PromQL string literal that means ``value``."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def any_of(values: tuple[str, ...]) -> str:
+    """Return a PromQL string literal: a regular expression that matches exactly one of ``values``."""
+    return quoted("|".join(re.escape(value).replace("\\-", "-") for value in values))
+
+
+def milliseconds(value: timedelta) -> str:
+    """Spell a duration for PromQL without rounding to seconds."""
+    return f"{round(value / timedelta(milliseconds=1))}ms"
+
+
+def edges_like(threshold: timedelta) -> tuple[str, ...]:
+    """Return the spellings of ``le`` for a threshold: Prometheus 2 writes ``500``, Prometheus 3 ``500.0``."""
+    number = threshold / timedelta(milliseconds=1)
+    spellings = (f"{number:.15g}", f"{number:.15g}.0", f"{number:g}")
+    return tuple(dict.fromkeys(text for text in spellings if float(text) == number))
+
+
+def requests_query(request: EvidenceRequest, labels: Labels, scrape_interval: timedelta) -> str:
+    """Return the query for requests of both versions, and of no version, in the block that ends at evaluation time.
+
+    Rows are labeled with the version, ``response_code``, ``response_flags``, ``grpc_response_status`` and ``kind``.
+    """
+    versions = any_of((request.stable, request.canary, *UNKNOWN_VERSIONS))
+    selector = f"{REQUESTS}{{{_service(request, labels)},{labels.version}=~{versions}}}"
+    by = (labels.version, "response_code", "response_flags", "grpc_response_status")
+    start = f"{REQUESTS}{{{_service(request, labels)}}}"
+    return _counts(selector, start, by, request.interval, scrape_interval)
+
+
+def durations_query(request: EvidenceRequest, labels: Labels, scrape_interval: timedelta) -> str:
+    """Return the query for timed requests (rows without ``le``) and those within the threshold (rows with ``le``).
+
+    Both come from the same histogram, hence from the same scrapes: the counter of requests runs ahead of it.
+
+    Raises:
+        ValueError: If the request has no latency threshold.
+    """
+    if request.slow_above is None:
+        raise ValueError("the request has no latency threshold")
+    versions = any_of((request.stable, request.canary))
+    names = any_of((f"{DURATION}_count", f"{DURATION}_bucket"))
+    edges = any_of((*edges_like(request.slow_above), ""))
+    service = _service(request, labels)
+    selector = f"{{__name__=~{names},{service},{labels.version}=~{versions},le=~{edges}}}"
+    start = f"{DURATION}_count{{{service}}}"
+    return _counts(selector, start, (labels.version, "le"), request.interval, scrape_interval)
+
+
+def edges_query(request: EvidenceRequest, labels: Labels) -> str:
+    """Return the query for the bucket edges that the service's latency histogram has."""
+    return f"count by (le) ({DURATION}_bucket{{{_service(request, labels)}}})"
+
+
+def own_query(text: str, request: EvidenceRequest) -> str:
+    """Fill in the variables of a query of the user's own.
+
+    ``$namespace``, ``$host``, ``$stable``, ``$canary``, ``$interval`` and ``$weight`` are replaced; every other dollar
+    sign stays (``label_replace`` uses them).
+
+    Raises:
+        ValueError: If a value could end the string literal it stands in.
+    """
+    values: Mapping[str, str] = {
+        "namespace": request.namespace,
+        "host": request.host,
+        "stable": request.stable,
+        "canary": request.canary,
+        "interval": format_duration(request.interval),
+        "weight": str(request.weight),
+    }
+    for name, value in values.items():
+        if _SAFE.fullmatch(value) is None:
+            raise ValueError(f"${name} is {value!r}, which cannot stand in a query")
+    return _VARIABLE.sub(lambda match: values[match[1]], text)
+
+
+def _service(request: EvidenceRequest, labels: Labels) -> str:
+    return f"reporter={quoted(labels.reporter)},{labels.service}={quoted(request.host)}"
+
+
+def _counts(selector: str, start: str, by: tuple[str, ...], window: timedelta, scrape_interval: timedelta) -> str:
+    length, history = milliseconds(window), milliseconds(HISTORY)
+    fresh = milliseconds(max(window, FRESH_SCRAPES * scrape_interval))
+    end = f"last_over_time({selector}[{fresh}])"
+    begin = f"last_over_time({selector}[{history}] offset {length})"
+    peak = f"max_over_time({selector}[{length}])"
+    group = f"sum by ({', '.join(by)})"
+    return "\nor ".join(
+        (
+            _kind("known", f"{group} (clamp_min({end} - {begin}, 0))"),
+            _kind("new", f"{group} ({end} unless {begin})"),
+            _kind("reset", f"{group} (({end} < {begin}) + clamp_min({peak} - {begin}, 0))"),
+            _kind("start", f"count(last_over_time({start}[{history}] offset {length}))"),
+        )
+    )
+
+
+def _kind(kind: str, expression: str) -> str:
+    return f'label_replace({expression}, "{KIND}", "{kind}", "", "")'
