@@ -2,7 +2,7 @@
 
 No decision waits for Prometheus. Whoever asks gets what is at hand; asking is also what keeps the fetching going, so
 that a rollout nobody looks at costs no query. Each request has its own grid of blocks from its start on; a block is
-asked for once its end is as far back as the provider's data lags, many blocks (after a restart) by a range query at once.
+asked for once its end is as far back as the provider lags, many blocks (after a restart) by a range query at once.
 What was fetched is never fetched again, except blocks that came with a warning: their counts may be partial, and are
 replaced by the next answer without one. Queries of the user's own run beside the built-in ones and never delay them.
 """
