@@ -8,6 +8,7 @@ not the nearest binary float. This module is the only place where the two spelli
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from fractions import Fraction
 from typing import Annotated, Final
@@ -24,6 +25,7 @@ DECIMAL_PATTERN: Final = r"^-?[0-9]{1,15}(\.[0-9]{1,9})?$"
 _DURATION: Final = re.compile(DURATION_PATTERN)
 _DURATION_PART: Final = re.compile(r"([0-9]+)(ms|h|m|s)")
 _PERCENT: Final = re.compile(PERCENT_PATTERN)
+_WHOLE_PERCENT: Final = re.compile(r"^(100|[1-9][0-9]?)%$")
 _DECIMAL: Final = re.compile(DECIMAL_PATTERN)
 _UNITS: Final = {
     "h": timedelta(hours=1),
@@ -150,14 +152,30 @@ Duration = Annotated[
 ]
 """A length of time."""
 
+
+def _percent_reader(message: str) -> Callable[[object], Fraction]:
+    """Return a parser that answers with the message of its field, so that both judges of a rule say the same."""
+
+    def read(value: object) -> Fraction:
+        try:
+            return parse_percent(value)
+        except ValueError as error:
+            raise ValueError(message) from error
+
+    return read
+
+
+_SHARE_MESSAGE: Final = "must be a percentage between 0% and 100%, such as 1% or 0.5%"
+_RATIO_MESSAGE: Final = "must be a percentage of what the stable version has, 100% or more, such as 150%"
+
 Share = Annotated[
     Fraction,
-    BeforeValidator(parse_percent),
+    BeforeValidator(_percent_reader(_SHARE_MESSAGE)),
     PlainSerializer(format_percent, return_type=str),
     WithJsonSchema({"type": "string", "maxLength": 14}),
     Rule(
         cel=r"self.matches('^(100(\\.0{1,6})?|[0-9]{1,2}(\\.[0-9]{1,6})?)%$')",
-        message="must be a percentage between 0% and 100%, such as 1% or 0.5%",
+        message=_SHARE_MESSAGE,
         holds=lambda value: 0 <= value <= 1,
     ),
 ]
@@ -165,12 +183,12 @@ Share = Annotated[
 
 Ratio = Annotated[
     Fraction,
-    BeforeValidator(parse_percent),
+    BeforeValidator(_percent_reader(_RATIO_MESSAGE)),
     PlainSerializer(format_percent, return_type=str),
     WithJsonSchema({"type": "string", "maxLength": 14}),
     Rule(
         cel=r"self.matches('^[1-9][0-9]{2,5}(\\.[0-9]{1,6})?%$')",
-        message="must be a percentage of what the stable version has, 100% or more, such as 150%",
+        message=_RATIO_MESSAGE,
         holds=lambda value: value >= 1,
     ),
 ]
@@ -201,10 +219,10 @@ MinReady = Annotated[
     Field(json_schema_extra={"maxLength": 4}),
     BeforeValidator(_checked_min_ready),
     Rule(
-        cel="type(self) == int ? self >= 1 && self <= 100000 : self.matches('^(100|[1-9][0-9]?)%$')",
+        cel=f"type(self) == int ? self >= 1 && self <= 100000 : self.matches('{_WHOLE_PERCENT.pattern}')",
         message=MIN_READY_MESSAGE,
         holds=lambda value: (
-            1 <= value <= 100_000 if isinstance(value, int) else Fraction(1, 100) <= parse_percent(value) <= 1
+            1 <= value <= 100_000 if isinstance(value, int) else _WHOLE_PERCENT.fullmatch(value) is not None
         ),
     ),
 ]
