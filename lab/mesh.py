@@ -154,9 +154,11 @@ class Lab:
 
         Raises:
             LabError: no such lab is up.
+            PartFailed: it was, but a part of it has died.
         """
         lab = cls(name, progress=progress)
         if not lab._is_up():
+            lab.check_alive()
             raise LabError(f"no lab {name!r} is up; start it with `{_command('up', name)}`")
         lab._take_over()
         return lab

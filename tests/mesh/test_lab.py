@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import requests
 
 from lab import Lab, LabError, PartFailed, selfcheck, service
 from lab.istio import GATEWAY
+from lab.ports import Reservation
 
 pytestmark = pytest.mark.mesh
 
@@ -158,6 +160,51 @@ def test_two_labs_run_side_by_side_and_the_second_ends_alone(lab: Lab) -> None:
     lab.check_alive()
     assert "ok" in lab.kubectl("get", "--raw", "/readyz")
     second.forget()
+
+
+def test_a_port_that_was_snatched_away_is_replaced_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = Lab(f"pytest-ports-{os.getpid()}", ("etcd",))
+    with socket.create_server(("127.0.0.1", 0)) as snatcher:
+        snatched = [snatcher.getsockname()[1]]
+        take = Reservation.take
+        monkeypatch.setattr(Reservation, "take", lambda self: snatched.pop() if snatched else take(self))
+        with victim:
+            assert snatched == []
+            assert snatcher.getsockname()[1] not in victim.site.ports.values()
+            assert victim.processes.alive("etcd")
+    victim.forget()
+
+
+def test_a_lab_in_use_is_neither_entered_nor_ended_by_others() -> None:
+    name = f"pytest-busy-{os.getpid()}"
+    with Lab(name, ("etcd",)) as owner:
+        with pytest.raises(LabError, match=rf"the lab '{name}' is being used by process {os.getpid()} "):
+            Lab(name, ("etcd",)).down()
+        with pytest.raises(LabError, match="is being used by"), Lab(name, ("etcd",)):
+            pass
+        assert owner.processes.alive("etcd")
+    owner.forget()
+
+
+def test_a_standing_lab_stays_until_it_is_ended_and_a_broken_one_is_started_anew() -> None:
+    name = f"pytest-standing-{os.getpid()}"
+    run = [sys.executable, "-c", f"from lab import Lab; print(Lab({name!r}, ('etcd',)).up())"]
+    try:
+        assert subprocess.run(run, capture_output=True, text=True, timeout=60).stdout == "True\n"
+        first = Lab(name, ("etcd",)).processes.pid("etcd")
+        assert first is not None
+        assert subprocess.run(run, capture_output=True, text=True, timeout=60).stdout == "False\n"
+        assert Lab(name, ("etcd",)).processes.pid("etcd") == first
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(PartFailed, match="etcd has died"):
+            Lab.attach(name)
+        assert subprocess.run(run, capture_output=True, text=True, timeout=60).stdout == "True\n"
+        assert Lab(name, ("etcd",)).processes.pid("etcd") not in (None, first)
+    finally:
+        ended = Lab(name, ("etcd",)).down()
+    assert ended == ["etcd"]
+    assert Lab(name, ("etcd",)).down() == []
+    Lab(name, ("etcd",)).forget()
 
 
 def test_parts_do_not_outlive_a_program_that_is_killed() -> None:
