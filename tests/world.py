@@ -1,7 +1,7 @@
-"""A world in memory for replays of `needs` and `decide`: real documents, real patches, a clock that only moves when told.
+"""A world in memory for replays of `needs` and `decide`: real documents and patches, and a clock that moves when told.
 
-A stand-in for the API server, the mesh and Prometheus, where hours have to pass in milliseconds and every write has to be
-interrupted: the documents are read and patched by the shipped adapters' pure functions, traffic follows the documents.
+A stand-in for the API server, the mesh and Prometheus, where hours have to pass in milliseconds and every write has to
+be interrupted: documents are read and patched by the shipped adapters' pure functions, and traffic follows them.
 """
 
 from __future__ import annotations
@@ -134,7 +134,6 @@ class World:
     writes: list[str] = field(default_factory=list)
     weights: list[tuple[datetime, int]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
-    last: Decision | None = None
     _refused: int = 0
     _passes: int = 0
 
@@ -193,7 +192,7 @@ class World:
         wanted = needs(self.rollout, status, identity, self.now, SETTINGS)
         observation = Observation(
             identity=identity,
-            mesh=self._mesh(references=wanted.references) if wanted.mesh else None,
+            mesh=self._mesh(references=wanted.references, scope=wanted.scope) if wanted.mesh else None,
             endpoints=self._endpoints() if wanted.endpoints else None,
             evidence=self._evidence(wanted.evidence),
             baseline=self._evidence(wanted.baseline),
@@ -207,7 +206,8 @@ class World:
             self._act(action)
         if decision.order is Order.MESH_FIRST:
             self._write_status(decision)
-        self.last = decision
+        if decision.status.phase not in (Phase.STABLE, Phase.ROLLED_BACK):
+            assert decision.again or decision.wake_at, "a wait without an end"
         return decision
 
     def run(self, seconds: float = 3600, until: Callable[[World], bool] | None = None) -> World:
@@ -234,8 +234,8 @@ class World:
             NAMESPACE, "reviews", "uid-1", self.generation, START, self.deleting, self.finalizer, self.command
         )
 
-    def _mesh(self, *, references: bool) -> Mesh:
-        listed = {ref.name: ref for ref in self.rollout.istio.virtual_services}
+    def _mesh(self, *, references: bool, scope: CanaryRolloutSpec | None = None) -> Mesh:
+        listed = {ref.name: ref for ref in (scope or self.rollout).istio.virtual_services}
         services: dict[str, Any] = {}
         for name, ref in listed.items():
             if not self.api:
@@ -297,7 +297,7 @@ class World:
             self.events.append(event.reason)
         after = decision.status.as_object()
         if after != self.status:
-            self._write("status", lambda: self.status.clear() or self.status.update(copy.deepcopy(after)))
+            self._write("status", lambda: setattr(self, "status", copy.deepcopy(after)))
 
     def _act(self, action: Action) -> None:
         if isinstance(action, SetFinalizer):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
 from canaryrollout.domain.evidence import EvidenceRequest
 from canaryrollout.domain.observation import DestinationRuleState, VirtualServiceState
@@ -144,6 +145,7 @@ class Needs:
 
     Attributes:
         mesh: Whether VirtualServices and DestinationRule are needed.
+        scope: The spec whose objects are to be read, where they are more than the user's spec lists now; else ``None``.
         references: Whether it is needed which VirtualServices name the host's subsets.
         endpoints: Whether ready endpoints are needed.
         evidence: Counts of the step in force.
@@ -151,6 +153,7 @@ class Needs:
     """
 
     mesh: bool = False
+    scope: CanaryRolloutSpec | None = None
     references: bool = False
     endpoints: bool = False
     evidence: EvidenceRequest | None = None

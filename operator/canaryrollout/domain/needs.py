@@ -13,6 +13,7 @@ from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.prepare import baseline_window
 from canaryrollout.domain.progress import grid_start
+from canaryrollout.domain.scope import altered_scope
 from canaryrollout.domain.settings import DomainSettings
 
 
@@ -45,7 +46,10 @@ def needs(
     closing = bool(record.reason) or record.version == status.stable_version or identity.deleting
     own_subsets = any(change.kind is ChangeKind.SUBSET for change in status.changes)
     if closing:
-        return Needs(mesh=True, endpoints=True, references=own_subsets and record.cleaned_at is not None)
+        promoted = record.version == status.stable_version
+        scope = None if promoted else altered_scope(spec, status.changes)
+        references = own_subsets and record.cleaned_at is not None
+        return Needs(mesh=True, scope=scope, endpoints=True, references=references)
     return Needs(
         mesh=True,
         endpoints=True,

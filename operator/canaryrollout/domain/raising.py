@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from canaryrollout.api.status import Phase, Target
-from canaryrollout.domain import rollback, routes
+from canaryrollout.domain import drift, rollback, routes
 from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import Decision
 from canaryrollout.domain.draft import Draft
@@ -64,12 +64,22 @@ def complete(draft: Draft, target: Target) -> Decision:
             continue
         if found.written_by_us and share < target.weight:
             return rollback.begin(draft, "RollbackResumed", f"{found.name} shows a rollback that was under way")
+        if record.weight and share != record.weight:
+            return _changed_meanwhile(draft)
         written[found.name] = found.generation
     if written:
         generations = {**target.generations, **written}
         draft.rollout(target=target.model_copy(update={"generations": generations}))
     message = f"giving {record.version} {target.weight} %"
     return set_weights(draft, target.weight, Phase.PROGRESSING, "SettingWeight", message)
+
+
+def _changed_meanwhile(draft: Draft) -> Decision:
+    """Give up a raise that somebody else's weights came before; the present weight is what is intended again."""
+    record = draft.record
+    draft.rollout(target=None)
+    intent = drift.Intent(draft.status.stable_version or "", record.version, record.weight, Phase.PROGRESSING)
+    return drift.answer(draft, intent, drift.differing(draft, intent))
 
 
 def _confirmed(draft: Draft, target: Target) -> Decision:

