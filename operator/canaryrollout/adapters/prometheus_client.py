@@ -110,6 +110,7 @@ class _Session(requests.Session):
 
     def __init__(self) -> None:
         super().__init__()
+        self.trust_env = False  # asked as the administrator defined it: no proxy, netrc or bundle of the environment
         self._answered = threading.local()
 
     def request(self, method: str | bytes, url: str | bytes, **kwargs: Any) -> requests.Response:  # type: ignore[override]

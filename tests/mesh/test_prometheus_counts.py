@@ -1,0 +1,325 @@
+"""Counts from a real Prometheus, for samples that lie exactly where each rule needs them.
+
+Every story is a list of scrapes; every expectation is what a person would count by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from canaryrollout.adapters.prometheus import PrometheusSource, Provider
+from canaryrollout.adapters.prometheus_client import Metrics, PrometheusClient
+from canaryrollout.api.status import Counts
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from tests.remotewrite import STALE, Recorded, recorded_prometheus
+
+pytestmark = pytest.mark.mesh
+
+T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
+SCRAPE = timedelta(seconds=5)
+INTERVAL = timedelta(seconds=10)
+Story = Mapping[int, float]
+"""Value of a counter by time in seconds after T0."""
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Iterator[Recorded]:
+    with recorded_prometheus() as server:
+        yield server
+
+
+def host_of(test: pytest.FixtureRequest) -> str:
+    return f"{test.node.name.replace('_', '-').replace('[', '-').replace(']', '')}.shop.svc.cluster.local".lower()
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest) -> str:
+    """A host of the test's own: all tests share one Prometheus."""
+    return host_of(request)
+
+
+def series(host: str, version: str, story: Story, **labels: str) -> tuple[dict[str, str], list[tuple[datetime, float]]]:
+    identity = {
+        "__name__": "istio_requests_total",
+        "reporter": "source",
+        "destination_service": host,
+        "destination_version": version,
+        "response_code": "200",
+        "response_flags": "-",
+        "instance": "gateway-1",
+    }
+    samples = [(T0 + timedelta(seconds=at), value) for at, value in sorted(story.items())]
+    return identity | labels, samples
+
+
+def steady(first: int, last: int, start: float = 0.0, per_scrape: float = 0.0) -> Story:
+    step = int(SCRAPE.total_seconds())
+    return {at: start + i * per_scrape for i, at in enumerate(range(first, last + 1, step))}
+
+
+def request_for(host: str, **fields: Any) -> EvidenceRequest:
+    base = EvidenceRequest(
+        provider="recorded",
+        namespace="shop",
+        host=host,
+        stable="v1",
+        canary="v2",
+        version_label="version",
+        start=T0,
+        interval=INTERVAL,
+    )
+    return replace(base, **fields)
+
+
+async def ask(server: Recorded, request: EvidenceRequest, until: int, *, scrape: timedelta = SCRAPE) -> Evidence:
+    """Return the evidence up to ``until`` seconds after T0."""
+    provider = Provider("recorded", server.url, scrape_interval=scrape, lag=timedelta(seconds=5))
+    source = PrometheusSource({"recorded": provider}, CollectorRegistry())
+    now = T0 + timedelta(seconds=until) + provider.lag
+    woken = asyncio.Event()
+    try:
+        while True:
+            evidence = source.latest(request, now, woken.set)
+            blocks = (T0 + timedelta(seconds=until) - request.start) // request.interval
+            if evidence is not None and (evidence.error or len(evidence.blocks) == blocks):
+                await asyncio.sleep(0)
+                return evidence
+            await asyncio.wait_for(woken.wait(), 20)
+            woken.clear()
+    finally:
+        await source.close()
+
+
+def requests_of(evidence: Evidence) -> list[tuple[int, int]]:
+    return [(block.canary.requests, block.canary.errors) for block in evidence.blocks]
+
+
+STABLE = steady(-60, 60, 1000.0, 5.0)
+
+
+async def test_first_requests_of_a_fresh_canary_are_counted(recorded: Recorded, host: str) -> None:
+    """Its first fifty requests fail between two scrapes: ``increase()`` sees nothing of it."""
+    recorded.write([series(host, "v1", STABLE), series(host, "v2", steady(15, 60, 50.0), response_code="500")])
+    evidence = await ask(recorded, request_for(host), 60)
+    assert requests_of(evidence) == [(0, 0), (50, 50), (0, 0), (0, 0), (0, 0), (0, 0)]
+    assert [block.canary_seen for block in evidence.blocks] == [False, True, True, True, True, True]
+    assert [block.stable.requests for block in evidence.blocks] == [10] * 6
+
+    query = f'sum(increase(istio_requests_total{{destination_service="{host}",destination_version="v2"}}[60s]))'
+    client = PrometheusClient(Provider("recorded", recorded.url), Metrics(CollectorRegistry()))
+    naive = await client.at(query, T0 + timedelta(seconds=60))
+    await client.close()
+    assert [value for _, value in (found["value"] for found in naive.result)] == ["0"]
+
+
+async def test_new_response_code_of_a_known_version_is_counted(recorded: Recorded, host: str) -> None:
+    recorded.write(
+        [
+            series(host, "v1", STABLE),
+            series(host, "v2", steady(-60, 60, 100.0, 10.0)),
+            series(host, "v2", steady(35, 60, 7.0), response_code="503"),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host), 60)
+    assert requests_of(evidence) == [(20, 0), (20, 0), (20, 0), (27, 7), (20, 0), (20, 0)]
+
+
+async def test_nothing_is_known_before_prometheus_first_scraped_the_host(recorded: Recorded, host: str) -> None:
+    """A host that appears with thousands of requests has had them some time, not in this block."""
+    recorded.write(
+        [
+            series(host, "v1", steady(15, 60, 90_000.0, 5.0)),
+            series(host, "v2", steady(15, 60, 3_000.0, 1.0), response_code="500"),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host), 60)
+    assert requests_of(evidence) == [(0, 0), (0, 0), (2, 2), (2, 2), (2, 2), (2, 2)]
+    assert evidence.notes == (
+        "Prometheus had nothing on the host before: requests until its first scrape are not counted",
+    )
+
+
+async def test_reset_counts_what_was_before_and_what_came_after(recorded: Recorded, host: str) -> None:
+    """100, 110, then a restart of the proxy, 40, 50: ten before it and fifty after it."""
+    story = {-5: 90.0, 0: 100.0, 5: 110.0, 10: 50.0, 15: 50.0, 20: 50.0}
+    recorded.write([series(host, "v1", STABLE), series(host, "v2", story, response_code="500")])
+    evidence = await ask(recorded, request_for(host), 20)
+    assert requests_of(evidence) == [(60, 60), (0, 0)]
+    assert evidence.notes == ("a counter of version v2 was reset: requests since the scrape before it are not counted",)
+    assert evidence.warnings == ()
+
+
+async def test_reset_at_the_edge_of_a_block_is_not_negative(recorded: Recorded, host: str) -> None:
+    """The first value of the block is already one after the reset."""
+    story = {-5: 900.0, 0: 1000.0, 5: 30.0, 10: 30.0}
+    recorded.write([series(host, "v1", STABLE), series(host, "v2", story)])
+    assert requests_of(await ask(recorded, request_for(host), 10)) == [(30, 0)]
+
+
+async def test_failed_scrape_loses_nothing_and_makes_nothing_new(recorded: Recorded, host: str) -> None:
+    """One proxy's scrape fails at a block's edge; Prometheus marks its series stale, and then they are back."""
+    wide = timedelta(seconds=5)
+    story = {-5: 5000.0, 0: 5000.0, 5: 5010.0, 10: STALE, 15: STALE, 20: STALE, 25: 5040.0, 30: 5040.0}
+    recorded.write(
+        [
+            series(host, "v1", steady(-60, 30, 10.0, 5.0), instance="gateway-2"),
+            series(host, "v2", story, response_code="500"),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host), 30, scrape=wide)
+    counted = requests_of(evidence)
+    assert sum(count for count, _ in counted) == 40
+    assert counted[2] == (30, 30)
+
+
+async def test_provider_that_stopped_scraping_has_no_data(recorded: Recorded, host: str) -> None:
+    """Samples that end look like a canary without requests to a plain query, whose values linger for minutes."""
+    recorded.write([series(host, "v1", steady(-60, 20, 10.0, 5.0)), series(host, "v2", steady(-60, 20, 10.0, 1.0))])
+    evidence = await ask(recorded, request_for(host), 60)
+    assert [block.canary_seen for block in evidence.blocks] == [True, True, True, False, False, False]
+    assert requests_of(evidence)[:3] == [(2, 0), (2, 0), (0, 0)]
+
+
+async def test_fetched_at_once_or_one_by_one_makes_no_difference(recorded: Recorded, host: str) -> None:
+    """A restarted operator asks for many blocks at once; the counts are the same, and add up to the whole."""
+    story = {at: float((at + 60) ** 2 // 7) for at in range(-60, 121, 5)}
+    recorded.write([series(host, "v1", steady(-60, 120, 0.0, 3.0)), series(host, "v2", story)])
+    start = T0 + timedelta(milliseconds=250)
+    at_once = await ask(recorded, request_for(host, start=start), 115)
+    provider = Provider("recorded", recorded.url, scrape_interval=SCRAPE, lag=timedelta(seconds=5))
+    source = PrometheusSource({"recorded": provider}, CollectorRegistry())
+    request = request_for(host, start=start)
+    woken = asyncio.Event()
+    for k in range(1, len(at_once.blocks) + 1):
+        source.latest(request, start + k * INTERVAL + provider.lag, woken.set)
+        await asyncio.wait_for(woken.wait(), 10)
+        woken.clear()
+    one_by_one = source.latest(request, start, woken.set)
+    await source.close()
+    assert one_by_one is not None
+    assert one_by_one.blocks == at_once.blocks
+    assert len(at_once.blocks) == 11
+    assert sum(count for count, _ in requests_of(at_once)) == story[110] - story[0]
+
+
+def histogram(
+    host: str, version: str, counts: Story, within: Story, le: Sequence[str]
+) -> list[tuple[dict[str, str], list[tuple[datetime, float]]]]:
+    """A histogram whose bucket ``le[0]`` holds ``within``, and every wider one everything."""
+    name = "istio_request_duration_milliseconds"
+    rows = [series(host, version, counts, __name__=f"{name}_count")]
+    for i, edge in enumerate((*le, "+Inf")):
+        rows.append(series(host, version, counts if i else within, __name__=f"{name}_bucket", le=edge))
+    return rows
+
+
+@pytest.mark.parametrize("le", [("500", "1000"), ("500.0", "1000.0")], ids=["prometheus-2", "prometheus-3"])
+async def test_slow_requests_whatever_way_the_edge_is_spelled(recorded: Recorded, host: str, le: Sequence[str]) -> None:
+    recorded.write(
+        [
+            series(host, "v1", STABLE),
+            series(host, "v2", steady(-60, 60, 0.0, 10.0)),
+            *histogram(host, "v1", steady(-60, 60, 0.0, 5.0), steady(-60, 60, 0.0, 5.0), le),
+            *histogram(host, "v2", steady(-60, 60, 0.0, 10.0), steady(-60, 60, 0.0, 7.0), le),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host, slow_above=timedelta(milliseconds=500)), 20)
+    assert evidence.error == ""
+    assert [block.canary for block in evidence.blocks] == [Counts(requests=20, timed=20, slow=6)] * 2
+    assert [block.stable for block in evidence.blocks] == [Counts(requests=10, timed=10, slow=0)] * 2
+
+
+async def test_histogram_that_lags_is_not_compared_with_the_counter(recorded: Recorded, host: str) -> None:
+    """Envoy flushes histograms after counters: a hundred requests counted, none timed yet, so none is slow."""
+    edges = ("500.0",)
+    recorded.write(
+        [
+            series(host, "v1", STABLE),
+            series(host, "v2", steady(5, 20, 100.0)),
+            *histogram(host, "v1", steady(-60, 20, 0.0, 5.0), steady(-60, 20, 0.0, 5.0), edges),
+            *histogram(host, "v2", steady(15, 20, 100.0), steady(15, 20, 99.0), edges),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host, slow_above=timedelta(milliseconds=500)), 20)
+    assert [block.canary for block in evidence.blocks] == [Counts(requests=100), Counts(timed=100, slow=1)]
+
+
+async def test_threshold_between_edges_is_named_with_its_neighbours(recorded: Recorded, host: str) -> None:
+    recorded.write(
+        [
+            series(host, "v1", STABLE),
+            *histogram(host, "v1", STABLE, STABLE, ("0.5", "250.0", "500.0", "1000.0")),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host, slow_above=timedelta(milliseconds=300)), 20)
+    assert evidence.error == "analysis.latency.threshold 300ms is no bucket edge; the nearest: 250ms or 500ms"
+    assert [block.stable.requests for block in evidence.blocks] == [10, 10]
+
+
+async def test_requests_that_reached_no_version(recorded: Recorded, host: str) -> None:
+    recorded.write(
+        [
+            series(host, "v1", STABLE),
+            series(host, "unknown", steady(5, 60, 9.0), response_code="503", response_flags="UH"),
+            series(host, "unknown", steady(15, 60, 4.0), response_code="503", response_flags="UF,URX"),
+            series(host, "unknown", steady(-60, 60, 0.0, 2.0), response_code="404", response_flags="NR"),
+            series(host, "v2", steady(-60, 60, 0.0, 2.0), response_code="503", response_flags="UF"),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host), 20)
+    assert [block.unreached for block in evidence.blocks] == [9, 4]
+    assert requests_of(evidence) == [(4, 4), (4, 4)]
+
+
+async def test_other_reporters_hosts_and_versions_do_not_count(recorded: Recorded, host: str) -> None:
+    other = steady(-60, 60, 0.0, 99.0)
+    recorded.write(
+        [
+            series(host, "v1", STABLE),
+            series(host, "v2", steady(-60, 60, 0.0, 1.0)),
+            series(host, "v2", other, reporter="destination"),
+            series(host, "v22", other),
+            series(f"x{host}", "v2", other),
+        ]
+    )
+    assert requests_of(await ask(recorded, request_for(host), 20)) == [(2, 0), (2, 0)]
+
+
+async def test_versions_that_look_like_regular_expressions(recorded: Recorded, host: str) -> None:
+    recorded.write(
+        [
+            series(host, "1.4.1", STABLE),
+            series(host, "1.4.2", steady(-60, 60, 0.0, 1.0)),
+            series(host, "1x4x2", steady(-60, 60, 0.0, 50.0)),
+        ]
+    )
+    evidence = await ask(recorded, request_for(host, stable="1.4.1", canary="1.4.2"), 20)
+    assert requests_of(evidence) == [(2, 0), (2, 0)]
+
+
+async def test_own_query_sees_its_variables(recorded: Recorded, host: str) -> None:
+    recorded.write([series(host, "v1", STABLE), series(host, "v2", steady(-60, 60, 0.0, 3.0))])
+    text = 'sum(rate(istio_requests_total{destination_service="$host",destination_version="$canary"}[$interval]))'
+    queries = (("rate", text), ("both", 'istio_requests_total{destination_service="$host"}'), ("syntax", "sum("))
+    request = request_for(host, queries=queries)
+    provider = Provider("recorded", recorded.url, scrape_interval=SCRAPE, lag=timedelta(seconds=5))
+    source = PrometheusSource({"recorded": provider}, CollectorRegistry())
+    woken = asyncio.Event()
+    now = T0 + timedelta(seconds=20) + provider.lag
+    while (evidence := source.latest(request, now, woken.set)) is None or not evidence.metrics:
+        await asyncio.wait_for(woken.wait(), 10)
+        woken.clear()
+    await source.close()
+    value = evidence.metrics["rate"].value
+    assert value is not None
+    assert float(value) == pytest.approx(0.6)
+    assert evidence.metrics["both"].problem == "the query gives 2 series; make it one, for example with sum()"
+    assert evidence.metrics["syntax"].reason == "BadQuery"
+    assert "unclosed left parenthesis" in evidence.metrics["syntax"].problem
