@@ -306,7 +306,7 @@ CASES: tuple[RuleCase, ...] = (
     ),
     RuleCase(
         "spec.analysis.minRequests",
-        "should be less than or equal to 1e+06",
+        "should be less than or equal to 1000000",
         (1_000_000,),
         (1_000_001,),
         by_schema=True,
