@@ -274,8 +274,8 @@ class CanaryRolloutSpec(ApiModel):
     initial_stable_version: Version | None = None
     """The version that serves now. It is read only while status has no stable version and the mesh does not tell which
     one it is."""
-    # Status is knowledge about this host under this label: which version is stable, what was changed in the mesh and has
-    # to be undone. Under another host or label it would be wrong and look right, so both stay as they were created.
+    # Status is knowledge about this host under this label: which version is stable, what was changed in the mesh and
+    # has to be undone. Under another host or label it would be wrong and look right, so both stay as created.
     host: Annotated[
         Host,
         unchangeable("cannot be changed, as the stable version is that of this host; create another CanaryRollout"),
