@@ -178,7 +178,7 @@ class KubeClient:
         configuration.connection_pool_maxsize = connections
 
         async def login() -> None:
-            await _login(configuration, kubeconfig, context)
+            await log_in(configuration, kubeconfig, context)
 
         await login()
         return cls(configuration, registry, login=login, on_request=on_request, field_manager=field_manager)
@@ -385,7 +385,7 @@ _METHODS: Final = {
 _OUTCOMES: Final = {401: "denied", 403: "denied"}
 
 
-async def _login(configuration: Configuration, kubeconfig: str | None, context: str | None) -> None:
+async def log_in(configuration: Configuration, kubeconfig: str | None = None, context: str | None = None) -> None:
     """Put address and credentials of the API server into the configuration; raises `ApiError` when there are none."""
     path = kubeconfig or os.environ.get("KUBECONFIG")
     if path is None and context is None and _in_cluster(configuration):
