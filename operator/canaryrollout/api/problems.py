@@ -6,20 +6,24 @@ the object's own namespace. What it did not refuse, because the object is older 
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
-from datetime import timedelta
-from enum import Enum
-from fractions import Fraction
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 
-from canaryrollout.api.quantities import format_duration, format_percent
 from canaryrollout.api.rules import Rule
 from canaryrollout.api.spec import CanaryRolloutSpec
+
+Problem = tuple[str, str]
+"""Path of the field, and what would be right."""
+
+_LONGEST_VALUE: Final = 200
 
 
 def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
@@ -32,85 +36,92 @@ def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
     Returns:
         One message per problem, each naming the field, its value and what would be right; empty when all is well.
     """
-    return (*_broken_rules(spec, "spec"), *_duplicates(spec), *_host_problems(spec.host, namespace))
+    found = (*_broken_rules(spec, "spec"), *_duplicates(spec), *_host_problems(spec.host, namespace))
+    if not found:
+        return ()
+    written = {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    return tuple(describe(path, _value_at(path, written), message) for path, message in found)
 
 
 def describe(path: str, value: Any, message: str) -> str:
-    """Return a problem as a sentence: the field, its value as the API spells it, what would be right."""
-    return f"{path} is {_spelled(value)}: {message}"
+    """Return a problem as a sentence: the field, its value as YAML has it, what would be right."""
+    text = _as_yaml(value)
+    if len(text) > _LONGEST_VALUE:
+        text = text[:_LONGEST_VALUE] + "..."
+    return f"{path} is {text}: {message}"
 
 
-_LONGEST_VALUE = 200
+def _as_yaml(value: Any) -> str:
+    """Spell a value on one line, a text always in quotes; what is nothing of YAML's as Python shows it."""
+    if isinstance(value, str):
+        return repr(value)
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=sys.maxsize)
+    except yaml.representer.RepresenterError:
+        return repr(value)
+    return text.removesuffix("...\n").strip()
 
 
-def _spelled(value: Any) -> str:
-    plain = _plain(value)
-    if isinstance(plain, str):
-        text = repr(plain)
-    else:
-        text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=sys.maxsize)
-        text = text.removesuffix("...\n").strip()
-    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "..."
+def _value_at(path: str, written: Any) -> Any:
+    for part in re.findall(r"[^.\[\]]+", path):
+        written = written[int(part)] if isinstance(written, list) else written.get(part)
+    return written
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as it stands in YAML."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, timedelta):
-        return format_duration(value)
-    if isinstance(value, Fraction):
-        return format_percent(value)
-    return value.value if isinstance(value, Enum) else value
+@dataclass(frozen=True)
+class _Kind:
+    """What the type of a field says: its rules, and the kind of its items where it is a list."""
+
+    rules: tuple[Rule, ...]
+    items: _Kind | None
 
 
-def _broken_rules(model: BaseModel, path: str) -> Iterator[str]:
+def _broken_rules(model: BaseModel, path: str) -> Iterator[Problem]:
     for rule in getattr(model, "rules", ()):
         if rule.holds is not None and not rule.holds(model):
-            yield describe(path + rule.field_path, _member(model, rule.field_path), rule.message)
-    for name, field in type(model).model_fields.items():
-        rules = tuple(m for m in field.metadata if isinstance(m, Rule))
-        yield from _broken(getattr(model, name), field.annotation, rules, f"{path}.{field.alias or name}")
+            yield path + rule.field_path, rule.message
+    for name, alias, kind in _fields(type(model)):
+        yield from _broken(getattr(model, name), kind, f"{path}.{alias}")
 
 
-def _member(model: BaseModel, field_path: str) -> Any:
-    names = {field.alias: name for name, field in type(model).model_fields.items()}
-    return getattr(model, names[field_path.removeprefix(".")]) if field_path else model
-
-
-def _broken(value: Any, annotation: Any, rules: tuple[Rule, ...], path: str) -> Iterator[str]:
+def _broken(value: Any, kind: _Kind, path: str) -> Iterator[Problem]:
     """Check a value against the rules on its type, and its members against those on theirs."""
     if value is None:
         return
-    annotation, inner = _unwrapped(annotation)
-    for rule in (*inner, *rules):
+    for rule in kind.rules:
         if rule.holds is not None and not rule.holds(value):
-            yield describe(path, value, rule.message)
+            yield path, rule.message
     if isinstance(value, BaseModel):
         yield from _broken_rules(value, path)
-    elif isinstance(value, tuple):
+    elif kind.items is not None:
         for index, item in enumerate(value):
-            yield from _broken(item, get_args(annotation)[0], (), f"{path}[{index}]")
+            yield from _broken(item, kind.items, f"{path}[{index}]")
 
 
-def _unwrapped(annotation: Any) -> tuple[Any, tuple[Rule, ...]]:
-    """Return a type without ``Annotated`` and ``| None`` around it, and the rules found on the way."""
-    rules: tuple[Rule, ...] = ()
+@cache
+def _fields(model: type[BaseModel]) -> tuple[tuple[str, str, _Kind], ...]:
+    """Return name, name in YAML and kind of each field."""
+    return tuple(
+        (name, field.alias or name, _kind(field.annotation, field.metadata))
+        for name, field in model.model_fields.items()
+    )
+
+
+def _kind(annotation: Any, metadata: Iterable[Any] = ()) -> _Kind:
+    """Look through ``Annotated`` and ``| None`` around a type."""
+    rules = tuple(entry for entry in metadata if isinstance(entry, Rule))
     while True:
-        if get_origin(annotation) is Annotated:
-            annotation, *metadata = get_args(annotation)
-            rules = (*(m for m in metadata if isinstance(m, Rule)), *rules)
-            continue
         members = [member for member in get_args(annotation) if member is not type(None)]
-        if get_origin(annotation) in (Union, UnionType) and len(members) == 1:
+        if get_origin(annotation) is Annotated:
+            annotation, *outer = members
+            rules = (*(entry for entry in outer if isinstance(entry, Rule)), *rules)
+        elif get_origin(annotation) in (Union, UnionType) and len(members) == 1:
             annotation = members[0]
-            continue
-        return annotation, rules
+        else:
+            return _Kind(rules, _kind(members[0]) if get_origin(annotation) is tuple else None)
 
 
-def _duplicates(spec: CanaryRolloutSpec) -> Iterator[str]:
+def _duplicates(spec: CanaryRolloutSpec) -> Iterator[Problem]:
     references = spec.istio.virtual_services
     yield from _repeated("spec.istio.virtualServices", "name", [reference.name for reference in references])
     for index, reference in enumerate(references):
@@ -118,14 +129,14 @@ def _duplicates(spec: CanaryRolloutSpec) -> Iterator[str]:
     yield from _repeated("spec.analysis.metrics", "name", [metric.name for metric in spec.analysis.metrics])
 
 
-def _repeated(path: str, key: str, names: list[str]) -> Iterator[str]:
+def _repeated(path: str, key: str, names: list[str]) -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
             member = f".{key}" if key else ""
-            yield describe(f"{path}[{index}]{member}", name, "must not be listed twice")
+            yield f"{path}[{index}]{member}", "must not be listed twice"
 
 
-def _host_problems(host: str, namespace: str) -> Iterator[str]:
+def _host_problems(host: str, namespace: str) -> Iterator[Problem]:
     """Check that a host with dots is a full name, and of a service in the object's own namespace.
 
     Istio resolves names without a dot only; ``reviews.shop`` would be taken as it stands. A name under ``svc`` tells
@@ -137,8 +148,6 @@ def _host_problems(host: str, namespace: str) -> Iterator[str]:
     service, owner = labels[:2]
     short = f"write {service}" if owner == namespace else f"create the CanaryRollout in namespace {owner}"
     if (len(labels) == 2 and owner == namespace) or labels[2:] == ["svc"]:
-        yield describe("spec.host", host, f"Istio does not resolve names of this form; {short}")
+        yield "spec.host", f"Istio does not resolve names of this form; {short}"
     elif len(labels) > 3 and labels[2] == "svc" and owner != namespace:
-        yield describe(
-            "spec.host", host, f"must be a service of the rollout's own namespace {namespace}, not of {owner}; {short}"
-        )
+        yield "spec.host", f"must be a service of the rollout's own namespace {namespace}, not of {owner}; {short}"

@@ -47,6 +47,27 @@ def test_values_are_shown_as_yaml_has_them() -> None:
     )
 
 
+def test_the_value_shown_is_that_of_the_field_the_message_is_about() -> None:
+    assert found("spec.analysis.metrics[0].min", "6") == (
+        "spec.analysis.metrics[0].min is '6': must not be above max: no value could pass",
+    )
+    assert found("spec.progressDeadline", "5s") == (
+        "spec.progressDeadline is '5s': must not be shorter than analysis.interval: no step could pass",
+    )
+    assert found("spec.analysis.errorRate", {}) == (
+        "spec.analysis.errorRate is {}: must have a limit: set max (such as 1%), maxRelative (such as 150%) or both",
+    )
+
+
+def test_a_default_that_others_make_wrong_is_shown() -> None:
+    spec = spec_with("spec.analysis.interval", "1h")
+    del spec["progressDeadline"]
+
+    (problem,) = problems(CanaryRolloutSpec.model_validate(spec), "shop")
+
+    assert problem.startswith("spec.progressDeadline is '30m': must not be shorter than analysis.interval")
+
+
 def test_a_long_value_is_cut() -> None:
     steps = [{"weight": weight} for weight in range(1, 51)]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -105,6 +106,16 @@ def test_unknown_fields_are_ignored_as_the_api_server_prunes_them() -> None:
 
     assert read.spec is not None
     assert read.status.phase is Phase.PROGRESSING
+
+
+def test_views_of_an_object_are_read_like_the_object() -> None:
+    spec = MappingProxyType({**SPEC, "hold": MappingProxyType({"a": 1})})
+
+    read = read_rollout(MappingProxyType({"metadata": MappingProxyType({"namespace": "shop"}), "spec": spec}))
+
+    assert read.problems == (
+        "spec.hold is mappingproxy({'a': 1}): must be a duration, such as 30s, 2m, 1h30m or 500ms",
+    )
 
 
 JSON = st.recursive(
