@@ -65,9 +65,12 @@ class Shop:
         document = {"addressType": "IPv4", "endpoints": entries, "ports": [{"name": "http", "port": 80}]}
         await self.create(SLICES, name, document, labels={"kubernetes.io/service-name": "reviews"})
 
-    async def entry(self, name: str, version: str, *, healthy: bool | None = None, app: str = "reviews") -> None:
+    async def entry(
+        self, name: str, version: str, *, healthy: bool | None = None, app: str = "reviews", checked: bool = False
+    ) -> None:
         document = {"spec": {"address": "127.0.0.1", "labels": {"app": app, "version": version}}}
-        await self.create(ENTRIES, name, document)
+        annotations = {"proxy.istio.io/health-checks-enabled": "true"} if checked else {}
+        await self.create(ENTRIES, name, document, annotations=annotations)
         if healthy is not None:
             conditions = [{"type": "Healthy", "status": "True" if healthy else "False"}]
             status = {"status": {"conditions": conditions}}
@@ -112,6 +115,14 @@ async def test_a_pod_that_is_published_without_being_ready_does_not_count(shop: 
     await shop.pod("a", "v1")
     await shop.slice("one", ("a", {"ready": True, "serving": False}))
     assert await shop.ready() == Endpoints({})
+
+
+async def test_a_workload_entry_with_health_checks_counts_once_a_check_has_passed(shop: Shop) -> None:
+    await shop.service()
+    await shop.entry("passed", "v1", checked=True, healthy=True)
+    await shop.entry("failed", "v1", checked=True, healthy=False)
+    await shop.entry("untried", "v2", checked=True)
+    assert await shop.ready() == Endpoints({"v1": 1})
 
 
 async def test_an_own_label_of_a_workload_entry_overrides_the_one_in_its_spec(shop: Shop) -> None:

@@ -27,6 +27,8 @@ SERVICES: Final = Resource("", "v1", "services")
 PODS: Final = Resource("", "v1", "pods")
 SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices")
 
+HEALTH_CHECKS: Final = "proxy.istio.io/health-checks-enabled"
+
 Document = Mapping[str, Any]
 
 
@@ -142,7 +144,13 @@ def _entry_labels(entry: Document) -> Mapping[str, str]:
 
 
 def _entry_is_healthy(entry: Document) -> bool:
-    """Tell whether a WorkloadEntry takes requests; without health checks there is no condition, and it does."""
+    """Tell whether a WorkloadEntry takes requests.
+
+    One with health checks takes none before a check has passed; one without is taken at its word.
+    """
+    if entry["metadata"].get("deletionTimestamp"):
+        return False
+    checked = str((entry["metadata"].get("annotations") or {}).get(HEALTH_CHECKS, "")).lower() in ("true", "t", "1")
     conditions = (entry.get("status") or {}).get("conditions") or ()
-    sick = any(found.get("type") == "Healthy" and found.get("status") == "False" for found in conditions)
-    return not sick and not entry["metadata"].get("deletionTimestamp")
+    healthy = {str(found.get("status")) for found in conditions if found.get("type") == "Healthy"}
+    return healthy == {"True"} if checked else "False" not in healthy

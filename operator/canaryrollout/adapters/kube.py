@@ -10,7 +10,6 @@ alone what others wrote.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,20 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from prometheus_client import CollectorRegistry, Counter
 
+from canaryrollout.adapters.kube_answers import ApiError, Invalid, outcome_of, read_answer
 from canaryrollout.engine.ports import Conflict, Gone
+
+__all__ = [
+    "FIELD_MANAGER",
+    "ApiError",
+    "Document",
+    "Invalid",
+    "KubeClient",
+    "Request",
+    "RequestHook",
+    "Resource",
+    "log_in",
+]
 
 FIELD_MANAGER: Final = "canaryrollout"
 TIMEOUT: Final = ClientTimeout(total=10, connect=3)
@@ -34,25 +46,6 @@ _JSON: Final = "application/json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 Document = dict[str, Any]
-
-
-class ApiError(RuntimeError):
-    """The API server did not do what was asked.
-
-    Attributes:
-        status: HTTP status; 0 where there was no answer.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Invalid(ApiError):  # noqa: N818 - the API's own word
-    """The API server or an admission webhook refuses the object that a write would make; trying again is in vain."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(422, message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +321,7 @@ class KubeClient:
         try:
             answer = await self._exchange(verb, path, body, query, content, accept, _subject(resource, namespace, name))
         except (Gone, Conflict, ApiError) as error:
-            outcome = _outcome(error)
+            outcome = outcome_of(error)
             raise
         else:
             outcome = "ok"
@@ -370,7 +363,7 @@ class KubeClient:
         except (ClientError, OSError) as error:
             raise ApiError(0, f"{subject}: the Kubernetes API server cannot be reached: {error}") from error
         self._rejected = response.status == 401
-        return _read(verb, response.status, text, subject)
+        return read_answer(verb, response.status, text, subject)
 
 
 _METHODS: Final = {
@@ -382,7 +375,6 @@ _METHODS: Final = {
     "patch": "PATCH",
     "delete": "DELETE",
 }
-_OUTCOMES: Final = {401: "denied", 403: "denied"}
 
 
 async def log_in(configuration: Configuration, kubeconfig: str | None = None, context: str | None = None) -> None:
@@ -410,53 +402,3 @@ def _in_cluster(configuration: Configuration) -> bool:
 def _subject(resource: Resource, namespace: str | None, name: str) -> str:
     place = "/".join(part for part in (namespace, name) if part)
     return f"{resource} {place}".strip()
-
-
-def _outcome(error: Exception) -> str:
-    match error:
-        case Gone():
-            return "not_found"
-        case Conflict():
-            return "conflict"
-        case Invalid():
-            return "invalid"
-        case ApiError(status=0):
-            return "unanswered"
-        case ApiError(status=status):
-            return _OUTCOMES.get(status, "error")
-    return "error"
-
-
-def _read(verb: str, status: int, text: bytes, subject: str) -> Document:
-    """Turn an answer into the object it holds, or into the error it means."""
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = {}
-    if not isinstance(answer, dict):
-        answer = {}
-    if 200 <= status < 300:
-        return answer
-    reason = str(answer.get("message") or text[:200].decode(errors="replace") or "no reason given")
-    message = f"{verb} {subject}: {reason}"
-    if status == 404:
-        raise Gone(message)
-    if status == 409:
-        raise Conflict(message)
-    if "admission webhook" in reason and "denied the request" in reason:
-        raise Invalid(message)
-    if status == 422:
-        # A failed ``test`` of a JSON Patch comes as a bare rejection; validation names the fields that are at fault.
-        raise Invalid(message) if (answer.get("details") or {}).get("causes") else Conflict(message)
-    raise ApiError(status, _advice(status, message))
-
-
-def _advice(status: int, message: str) -> str:
-    match status:
-        case 401:
-            return f"{message} (the credentials are not accepted; is the token or kubeconfig still valid?)"
-        case 403:
-            return f"{message} (the operator's Role does not allow this)"
-        case 429:
-            return f"{message} (the API server asks for fewer requests)"
-    return f"{message} (HTTP {status})"
