@@ -1,0 +1,195 @@
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from canaryrollout.adapters.prometheus_counts import (
+    BadAnswer,
+    Reading,
+    Row,
+    edge_problem,
+    is_error,
+    is_unreached,
+    milliseconds_of,
+    read_block,
+    rows_of,
+    value_of,
+)
+from canaryrollout.adapters.prometheus_queries import Labels
+from canaryrollout.api.status import Counts
+from canaryrollout.domain.evidence import EvidenceRequest
+
+T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
+REQUEST = EvidenceRequest("default", "shop", "reviews", "v1", "v2", "version", T0, timedelta(seconds=10))
+START = Row({"kind": "start"}, 3)
+
+
+def row(version: str, value: float, code: str = "200", kind: str = "known", **labels: str) -> Row:
+    return Row({"kind": kind, "destination_version": version, "response_code": code, **labels}, value)
+
+
+def timed(version: str, value: float, le: str = "", kind: str = "known") -> Row:
+    return Row({"kind": kind, "destination_version": version, **({"le": le} if le else {})}, value)
+
+
+def read(requests: Sequence[Row], durations: Sequence[Row] = ()) -> Reading:
+    return read_block(REQUEST, Labels(), T0 + timedelta(seconds=10), requests, durations)
+
+
+def test_both_versions_are_told_apart() -> None:
+    block = read([START, row("v1", 90), row("v1", 2, "500"), row("v2", 10), row("v2", 1, "503"), row("v3", 7)]).block
+    assert (block.start, block.end) == (T0, T0 + timedelta(seconds=10))
+    assert (block.stable, block.canary) == (Counts(requests=92, errors=2), Counts(requests=11, errors=1))
+    assert (block.stable_seen, block.canary_seen) == (True, True)
+
+
+def test_no_row_is_no_data_and_a_row_of_zero_is_no_traffic() -> None:
+    block = read([START, row("v2", 0)]).block
+    assert (block.stable_seen, block.canary_seen) == (False, True)
+    assert block.canary == Counts()
+
+
+def test_known_new_and_reset_add_up() -> None:
+    rows = [START, row("v2", 5, "500"), row("v2", 50, "500", "new"), row("v2", 7, "500", "reset")]
+    reading = read(rows)
+    assert reading.block.canary == Counts(requests=62, errors=62)
+    assert reading.notes == ("a counter of version v2 was reset: requests since the scrape before it are not counted",)
+
+
+def test_new_series_count_nothing_where_the_service_had_none() -> None:
+    reading = read([row("v2", 50, "500", "new")])
+    assert reading.block.canary == Counts()
+    assert reading.block.canary_seen
+    assert "nothing on the host before" in reading.notes[0]
+
+
+def test_resets_of_other_versions_are_no_news() -> None:
+    assert read([START, row("unknown", 5, "503", "reset", response_flags="UH")]).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [
+        ({"response_code": "500"}, True),
+        ({"response_code": "503", "response_flags": "UH"}, True),
+        ({"response_code": "404"}, False),
+        ({"response_code": "0", "response_flags": "DC"}, False),
+        ({"response_code": "200", "grpc_response_status": "0"}, False),
+        ({"response_code": "200", "grpc_response_status": "14"}, True),
+        ({"response_code": "200", "grpc_response_status": "2"}, True),
+        ({"response_code": "200", "grpc_response_status": "5"}, False),
+        ({"response_code": "200", "grpc_response_status": "1"}, False),
+        ({"response_code": "5"}, False),
+        ({}, False),
+    ],
+)
+def test_what_is_an_error(labels: dict[str, str], error: bool) -> None:
+    assert is_error(labels) is error
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "unreached"),
+    [
+        ("unknown", "UH", True),
+        ("", "UF,URX", True),
+        ("-", "NC", True),
+        ("unknown", "NR", False),
+        ("unknown", "RL", False),
+        ("unknown", "-", False),
+        ("unknown", "DC", False),
+        ("v2", "UF", False),
+    ],
+)
+def test_what_reached_no_version(version: str, flags: str, unreached: bool) -> None:
+    assert is_unreached({"destination_version": version, "response_flags": flags}, Labels()) is unreached
+
+
+def test_a_row_without_a_version_label_reached_none() -> None:
+    assert read([START, Row({"kind": "known", "response_flags": "UH"}, 3)]).block.unreached == 3
+
+
+def test_slow_is_what_the_bucket_lacks() -> None:
+    block = read([START, row("v2", 99)], [START, timed("v2", 40), timed("v2", 37, "500.0")]).block
+    assert block.canary == Counts(requests=99, timed=40, slow=3)
+
+
+def test_slow_is_never_negative_nor_more_than_timed() -> None:
+    assert read([], [START, timed("v2", 3), timed("v2", 5, "500")]).block.canary == Counts(timed=3, slow=0)
+
+
+def test_histogram_without_the_edge_times_nothing() -> None:
+    reading = read([START, row("v2", 99)], [START, timed("v2", 40)])
+    assert reading.lacks_edge
+    assert reading.block.canary == Counts(requests=99)
+    assert not read([START, row("v2", 99)], []).lacks_edge
+
+
+def test_edge_problem_names_the_neighbours() -> None:
+    edges = ["0.5", "1", "250.0", "500.0", "+Inf"]
+    assert edge_problem(timedelta(milliseconds=300), edges) == (
+        "analysis.latency.threshold 300ms is no bucket edge; the nearest: 250ms or 500ms"
+    )
+    assert edge_problem(timedelta(seconds=9), edges).endswith("9s is no bucket edge; the nearest: 500ms")
+    assert edge_problem(timedelta(seconds=9), []).endswith("the nearest: none, it has no edges")
+
+
+def test_rows_of_vector_and_matrix() -> None:
+    labels = {"a": "b"}
+    at = milliseconds_of(T0)
+    seconds = at / 1000
+    assert rows_of("vector", [{"metric": labels, "value": [seconds, "2"]}]) == {at: [Row(labels, 2.0)]}
+    matrix = [{"metric": labels, "values": [[seconds, "2"], [seconds + 10.25, "3"]]}]
+    assert rows_of("matrix", matrix) == {at: [Row(labels, 2.0)], at + 10_250: [Row(labels, 3.0)]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("scalar", [1, "2"]),
+        ("vector", {}),
+        ("vector", [{"metric": {}}]),
+        ("matrix", [{"metric": {}, "values": [["x"]]}]),
+    ],
+)
+def test_rows_of_something_else(kind: str, result: Any) -> None:
+    with pytest.raises(BadAnswer):
+        rows_of(kind, result)
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "value"),
+    [
+        ("scalar", [1, "0.1"], Fraction(1, 10)),
+        ("vector", [{"metric": {}, "value": [1, "5"]}], Fraction(5)),
+        ("vector", [{"metric": {}, "value": [1, "1e-3"]}], Fraction(1, 1000)),
+    ],
+)
+def test_own_value(kind: str, result: Any, value: Fraction) -> None:
+    assert value_of(kind, result, T0).value == value
+
+
+@pytest.mark.parametrize(
+    ("kind", "result", "reason", "problem"),
+    [
+        ("vector", [], "NoData", "the query finds no series"),
+        (
+            "vector",
+            [{"value": [1, "5"]}] * 3,
+            "BadQuery",
+            "the query gives 3 series; make it one, for example with sum()",
+        ),
+        ("vector", [{"histogram": [1, {}]}], "BadQuery", "native histogram"),
+        ("vector", [{"value": [1, "NaN"]}], "NotANumber", "the query gives NaN, which is no number to judge"),
+        ("scalar", [1, "+Inf"], "NotANumber", "the query gives +Inf, which is no number to judge"),
+        ("scalar", [1, "-Inf"], "NotANumber", "the query gives -Inf, which is no number to judge"),
+        ("string", [1, "5"], "BadQuery", "the query gives a string; make it one number"),
+        ("matrix", [{"values": [[1, "5"]]}], "BadQuery", "the query gives a matrix; make it one number"),
+        ("vector", [{"value": [1, "five"]}], "BadQuery", "the query gives 'five', which is no number"),
+    ],
+)
+def test_no_own_value(kind: str, result: Any, reason: str, problem: str) -> None:
+    found = value_of(kind, result, T0)
+    assert (found.value, found.at, found.reason) == (None, T0, reason)
+    assert problem in found.problem

@@ -1,0 +1,127 @@
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from canaryrollout.adapters.prometheus_queries import (
+    Labels,
+    any_of,
+    durations_query,
+    edges_like,
+    edges_query,
+    own_query,
+    quoted,
+    requests_query,
+)
+from canaryrollout.domain.evidence import EvidenceRequest
+
+REQUEST = EvidenceRequest(
+    provider="default",
+    namespace="shop",
+    host="reviews.shop.svc.cluster.local",
+    stable="v1",
+    canary="1.4.2",
+    version_label="version",
+    start=datetime(2026, 1, 1, 12, tzinfo=UTC),
+    interval=timedelta(seconds=10),
+    slow_above=timedelta(milliseconds=500),
+    weight=30,
+)
+SCRAPE = timedelta(seconds=2)
+
+
+def test_requests_are_asked_for_in_one_query() -> None:
+    query = requests_query(REQUEST, Labels(), SCRAPE)
+    selector = (
+        'istio_requests_total{reporter="source",destination_service="reviews.shop.svc.cluster.local",'
+        'destination_version=~"v1|1\\\\.4\\\\.2|unknown|-|"}'
+    )
+    end, begin = f"last_over_time({selector}[10000ms])", f"last_over_time({selector}[900000ms] offset 10000ms)"
+    by = "sum by (destination_version, response_code, response_flags, grpc_response_status)"
+    known, new, reset, start = query.split("\nor ")
+    assert known == f'label_replace({by} (clamp_min({end} - {begin}, 0)), "kind", "known", "", "")'
+    assert new == f'label_replace({by} ({end} unless {begin}), "kind", "new", "", "")'
+    peak = f"clamp_min(max_over_time({selector}[10000ms]) - {begin}, 0)"
+    assert reset == f'label_replace({by} (({end} < {begin}) + {peak}), "kind", "reset", "", "")'
+    anything = 'istio_requests_total{reporter="source",destination_service="reviews.shop.svc.cluster.local"}'
+    assert (
+        start == f'label_replace(count(last_over_time({anything}[900000ms] offset 10000ms)), "kind", "start", "", "")'
+    )
+
+
+def test_a_block_shorter_than_three_scrapes_looks_back_three() -> None:
+    assert "[45000ms]" in requests_query(REQUEST, Labels(), timedelta(seconds=15))
+
+
+def test_labels_are_the_providers() -> None:
+    labels = Labels(reporter="waypoint", version="destination_canonical_revision", service="destination_service_name")
+    for query in (requests_query(REQUEST, labels, SCRAPE), durations_query(REQUEST, labels, SCRAPE)):
+        assert 'reporter="waypoint",destination_service_name="reviews.shop.svc.cluster.local"' in query
+        assert "sum by (destination_canonical_revision, " in query
+        assert "destination_version" not in query
+
+
+def test_durations_take_count_and_bucket_of_one_histogram() -> None:
+    query = durations_query(REQUEST, Labels(), SCRAPE)
+    name = "istio_request_duration_milliseconds"
+    assert f'{{__name__=~"{name}_count|{name}_bucket",' in query
+    assert 'le=~"500|500\\\\.0|"' in query
+    assert "sum by (destination_version, le)" in query
+    assert "istio_requests_total" not in query
+
+
+def test_durations_need_a_threshold() -> None:
+    with pytest.raises(ValueError, match="no latency threshold"):
+        durations_query(EvidenceRequest("p", "n", "h", "a", "b", "v", REQUEST.start, SCRAPE), Labels(), SCRAPE)
+
+
+def test_edges_are_those_of_the_service() -> None:
+    expected = 'reporter="source",destination_service="reviews.shop.svc.cluster.local"'
+    assert edges_query(REQUEST, Labels()) == f"count by (le) (istio_request_duration_milliseconds_bucket{{{expected}}})"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "spellings"),
+    [
+        (5, {"5", "5.0"}),
+        (500, {"500", "500.0"}),
+        (10_000, {"10000", "10000.0"}),
+        (1_800_000, {"1800000", "1800000.0", "1.8e+06"}),
+    ],
+)
+def test_spellings_of_an_edge(milliseconds: int, spellings: set[str]) -> None:
+    assert set(edges_like(timedelta(milliseconds=milliseconds))) == spellings
+
+
+@given(st.text())
+def test_a_literal_cannot_be_left(value: str) -> None:
+    literal = quoted(value)
+    body = literal[1:-1]
+    assert literal[0] == literal[-1] == '"'
+    assert "\n" not in body
+    unescaped = body.replace("\\\\", "").replace('\\"', "").replace("\\n", "")
+    assert '"' not in unescaped
+    assert "\\" not in unescaped
+
+
+def test_alternatives_match_themselves_alone() -> None:
+    assert any_of(("v1", "a.b", "x-1")) == '"v1|a\\\\.b|x-1"'
+
+
+def test_variables_of_own_queries() -> None:
+    text = (
+        'f{ns="$namespace",h="$host",s="$stable",c="$canary"}[$interval] * $weight '
+        '+ label_replace(x,"a","$1","b","$hosts")'
+    )
+    assert own_query(text, REQUEST) == (
+        'f{ns="shop",h="reviews.shop.svc.cluster.local",s="v1",c="1.4.2"}[10s] * 30 '
+        '+ label_replace(x,"a","$1","b","$hosts")'
+    )
+
+
+@pytest.mark.parametrize("value", ['v"1', "v1\n", "v\\1", "v1}", "$host"])
+def test_values_that_could_leave_their_literal_are_refused(value: str) -> None:
+    request = EvidenceRequest("p", "n", "h", "a", value, "v", REQUEST.start, SCRAPE)
+    with pytest.raises(ValueError, match=r"\$canary is .* which cannot stand in a query"):
+        own_query('x{v="$canary"}', request)
