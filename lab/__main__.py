@@ -81,7 +81,11 @@ def check(
     ] = selfcheck.REQUESTS,
 ) -> None:
     """Send requests through the gateway: a 90/10 split must be seen, and the same counts in Prometheus."""
-    result = selfcheck.run(Lab.attach(name), requests)
+    lab = Lab.attach(name)
+    try:
+        result = selfcheck.run(lab, requests)
+    finally:
+        lab.detach()
     table = Table("version", "weight", "answered", "istio_requests_total", "latency histogram")
     for version, weight in selfcheck.WEIGHTS.items():
         seen = (str(counts.get(version, 0)) for counts in (result.answered, result.counted, result.timed))

@@ -7,6 +7,7 @@ EndpointSlice a WorkloadEntry may name a loopback address.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ class Backends:
         self.processes = Processes(directory, logs=lab.dir / "logs")
         self._guard = Guard(directory)
         self._ports = Reservation()
+        self._started: list[Backend] = []
 
     def start(
         self, namespace: str, app: str, version: str, *, name: str = "", register: bool = True, **mode: Any
@@ -155,6 +157,7 @@ class Backends:
         port = self._ports.take()
         backend = Backend(namespace, app, version, name, f"http://{LOOPBACK}:{port}", self)
         command = [sys.executable, str(SAMPLE_SERVICE), "--version", version, "--host", LOOPBACK, "--port", str(port)]
+        self._started.append(backend)
         self.processes.spawn(name, command, {"PATH": os.environ.get("PATH", os.defpath), "PYTHONUNBUFFERED": "1"})
         self._wait_ready(backend)
         self._ports.release([port])
@@ -180,7 +183,11 @@ class Backends:
             time.sleep(0.02)
 
     def close(self) -> None:
-        """End every backend; their WorkloadEntries stay, as they would if the machines were gone."""
+        """End every backend; in a lab that lives on, take them out of the mesh first."""
+        if self.lab.standing:
+            for backend in self._started:
+                backend.withdraw()
         self.processes.stop_all(grace=1.0)
         self._guard.dismiss()
+        shutil.rmtree(self.processes.directory, ignore_errors=True)
         self._ports.close()

@@ -130,6 +130,27 @@ SCHEDULER = _healthz("kube-scheduler", "scheduler-certs", "kube-scheduler")
 KWOK = Part("kwok", "kwok", _kwok, _kwok_waiting_for, ("http",), grace=2.0)
 
 
+def waiting_for_definitions(site: Site) -> str:
+    """Names of resource definitions that the API server does not serve yet; empty when it serves all it has."""
+    with probe.session() as client:
+        answer = client.get(
+            f"{site.apiserver_url}/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+            headers={"Authorization": f"Bearer {site.tokens['admin']}"},
+            verify=str(site.apiserver_ca),
+            timeout=10,
+        )
+    answer.raise_for_status()
+    return ", ".join(
+        definition["metadata"]["name"]
+        for definition in answer.json()["items"]
+        # Right after its creation a definition has no conditions at all, which `kubectl wait` takes for an error.
+        if not any(
+            condition["type"] == "Established" and condition["status"] == "True"
+            for condition in definition.get("status", {}).get("conditions") or []
+        )
+    )
+
+
 def new_tokens(users: tuple[str, ...]) -> dict[str, str]:
     """A fresh random token for ``admin`` and each user."""
     return {user: secrets.token_hex(16) for user in ("admin", *users)}

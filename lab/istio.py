@@ -21,6 +21,9 @@ GATEWAY_LABELS = {"istio": "ingressgateway"}
 GATEWAY = f"{SYSTEM_NAMESPACE}/lab"
 """What a VirtualService names in ``gateways`` to be reached through `lab.Lab.gateway_url`."""
 
+SYNC_HOST = "sync.lab.internal"
+"""Host at which the gateway answers the latest `sync_marker`."""
+
 _CONNECTION_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _MESH = {"enableAutoMtls": False, "ingressControllerMode": "OFF", "enableTracing": False, "accessLogFile": ""}
 _ISTIOD_ENVIRONMENT = {
@@ -190,14 +193,14 @@ def telemetry() -> dict[str, Any]:
     }
 
 
-def sync_marker(host: str, token: str) -> dict[str, Any]:
+def sync_marker(token: str) -> dict[str, Any]:
     """A VirtualService that has the gateway answer ``token``: seeing it proves that earlier changes have arrived."""
     return {
         "apiVersion": "networking.istio.io/v1",
         "kind": "VirtualService",
         "metadata": {"name": "lab-sync", "namespace": SYSTEM_NAMESPACE},
         "spec": {
-            "hosts": [host],
+            "hosts": [SYNC_HOST],
             "gateways": [GATEWAY],
             "http": [{"directResponse": {"status": 200, "body": {"string": token}}}],
         },

@@ -1,7 +1,7 @@
 # The lab: a real mesh on this machine. LAB_NAME=other runs a second one beside it, NODE=real adds a real node.
 LAB_NAME ?= default
 NODE ?= none
-LAB_PYTHON ?= $(if $(PYTHON_VENV),$(PYTHON_VENV),.venv/bin/python)
+LAB_PYTHON ?= .venv/bin/python
 
 .PHONY: lab-up lab-down lab-check lab-status lab-tools
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -48,7 +47,7 @@ MESH = (*CLUSTER, "istiod", "envoy", "prometheus")
 """What moves real requests: the default."""
 
 _PORT_ATTEMPTS = 3
-_SYNC_HOST = "lab-sync"
+_DEFINITIONS_SECONDS = 30.0
 
 
 class Lab:
@@ -91,7 +90,8 @@ class Lab:
         self._reservation = Reservation()
         self._site: Site | None = None
         self._backends: Backends | None = None
-        self._attached = False
+        self.standing = False
+        """Whether it outlives this program."""
 
     # --- life ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Lab:
         self.parts = {name: known[name] for name in state.parts if name in known}
         paths = {name: Path(path) for name, path in state.tools.items()}
         self._site = Site(self.dir, state.ports, paths, state.tokens, self.options)
-        self._attached = True
+        self.standing = True
 
     # --- starting --------------------------------------------------------------------------------------------------
 
@@ -233,6 +233,7 @@ class Lab:
             self._guard.dismiss()
             self._guard = None
         self._reservation.close()
+        self.standing = standing
         self.progress.say(f"The lab {self.name!r} is up after {duration(time.monotonic() - started)}.")
 
     def _waves(self) -> list[list[Part]]:
@@ -255,7 +256,12 @@ class Lab:
 
     def _prepare_cluster(self) -> None:
         self.kubectl("create", "-f", str(self.site.tools["istio-crds.yaml"]))
-        self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        deadline = time.monotonic() + _DEFINITIONS_SECONDS
+        while missing := controlplane.waiting_for_definitions(self.site):
+            self.check_alive()
+            if time.monotonic() > deadline:
+                raise LabError(f"Istio's resource definitions are not served after {_DEFINITIONS_SECONDS} s: {missing}")
+            time.sleep(0.05)
         self.namespace(istio.SYSTEM_NAMESPACE)
         if "envoy" in self.parts:
             self.apply(istio.gateway(self.site.ports["envoy.gateway"]), istio.telemetry())
@@ -277,6 +283,7 @@ class Lab:
             time.sleep(0.05)
 
     def _end(self) -> None:
+        self.standing = False
         self.detach()
         _stop_backends_of(self.dir)
         # Their data is thrown away: nothing is lost by not waiting for the slow ones to end gracefully.
@@ -376,20 +383,21 @@ class Lab:
             PartFailed: a part has died.
             LabError: it did not happen within ``timeout`` seconds.
         """
-        token = str(time.time_ns())
-        host = f"{_SYNC_HOST}.{os.getpid()}-{threading.get_ident()}"
-        self.apply(istio.sync_marker(host, token))
+        token = time.time_ns()
+        self.apply(istio.sync_marker(str(token)))
         deadline = time.monotonic() + timeout
-        while missing := self._waiting_for_sync(host, token):
+        while missing := self._waiting_for_sync(token):
             self.check_alive()
             if time.monotonic() > deadline:
                 raise LabError(f"the gateway has not taken over the latest configuration after {timeout} s: {missing}")
             time.sleep(0.02)
 
-    def _waiting_for_sync(self, host: str, token: str) -> str:
-        return probe.waiting_for(self.gateway_url, contains=token, headers={"Host": host}) or probe.unacknowledged(
-            f"{self.istiod_debug_url}/debug/syncz"
-        )
+    def _waiting_for_sync(self, token: int) -> str:
+        seen, why_not = probe.number(self.gateway_url, headers={"Host": istio.SYNC_HOST})
+        # A newer marker is another waiter's, and proves as much.
+        if seen is None or seen < token:
+            return why_not or f"it still answers the marker {seen}"
+        return probe.unacknowledged(f"{self.istiod_debug_url}/debug/syncz")
 
     # --- parts -----------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,18 @@ def waiting_for(
     return ""
 
 
+def number(url: str, headers: Mapping[str, str]) -> tuple[int | None, str]:
+    """The number that a URL answers with; or None, and what came instead, in words."""
+    try:
+        with session() as client:
+            answer = client.get(url, timeout=2.0, headers=headers)
+    except requests.RequestException as error:
+        return None, f"{url} does not answer: {type(error).__name__}"
+    if answer.status_code == requests.codes.ok and answer.text.isdecimal():
+        return int(answer.text), ""
+    return None, f"{url} answers {answer.status_code}: {answer.text[:200].strip()}"
+
+
 def unacknowledged(url: str) -> str:
     """What ``/debug/syncz`` counts as sent to a proxy but not acknowledged, in words; empty when nothing is."""
     try:

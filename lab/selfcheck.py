@@ -8,6 +8,7 @@ latency histogram.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -74,28 +75,20 @@ def run(lab: Lab, requests: int = REQUESTS) -> Result:
     Raises:
         LabError: the mesh did not even answer.
     """
-    try:
-        before = _counts(lab, "istio_requests_total"), _counts(lab, _HISTOGRAM)
-        _install(lab)
+    before = _counts(lab, "istio_requests_total"), _counts(lab, _HISTOGRAM)
+    with contextlib.ExitStack() as cleanup:
+        # The namespace itself stays: without a controller manager its deletion would never end.
+        cleanup.callback(lab.kubectl, "delete", "virtualservice,destinationrule,service", "--all", "-n", _NAMESPACE)
+        lab.namespace(_NAMESPACE)
+        for version in WEIGHTS:
+            cleanup.callback(lab.backend(_NAMESPACE, _APP, version).stop)
+        lab.apply(service(_NAMESPACE, _APP), _destination_rule(), _virtual_service())
         lab.wait_synced()
         answered = _send(lab, requests)
         counted, timed = _settled(lab, before, requests)
-    finally:
-        lab.detach()
-        lab.kubectl("delete", "namespace", _NAMESPACE, "--ignore-not-found", "--wait=false")
-        for kind in ("virtualservice", "destinationrule", "workloadentry", "service"):
-            # Without a controller manager a namespace is never emptied by itself.
-            lab.kubectl("delete", kind, "--all", "-n", _NAMESPACE)
     result = Result(answered, counted, timed)
     result.problems = _problems(result, requests)
     return result
-
-
-def _install(lab: Lab) -> None:
-    lab.namespace(_NAMESPACE)
-    for version in WEIGHTS:
-        lab.backend(_NAMESPACE, _APP, version)
-    lab.apply(service(_NAMESPACE, _APP), _destination_rule(), _virtual_service())
 
 
 def _destination_rule() -> dict[str, Any]:
