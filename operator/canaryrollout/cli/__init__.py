@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Commands that need no cluster."""

@@ -144,6 +144,10 @@ class Engine:
             else:
                 self._scheduler.no_later_than(key, self._turn(entry.identity))
 
+    def resweep(self) -> None:
+        """Have all rollouts listed soon, because the watch may have missed something."""
+        self._sweep_now.set()
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then let passes under way end.
 

@@ -77,11 +77,13 @@ class Observer:
             return None
         try:
             async with asyncio.timeout(self._read_timeout):
-                return await self._router.observe(rollout.identity.namespace, spec, references=needs.references)
+                return await self._router.observe(
+                    rollout.identity.namespace, needs.scope or spec, references=needs.references
+                )
         except Exception as error:  # noqa: BLE001 - a failure to read is a value
             _log.warning("mesh unreadable", rollout=rollout.identity.key, error=_because(error))
             unreadable = Unreadable(_because(error))
-            names = (reference.name for reference in spec.istio.virtual_services)
+            names = (reference.name for reference in (needs.scope or spec).istio.virtual_services)
             return Mesh(virtual_services=dict.fromkeys(names, unreadable), destination_rule=unreadable)
 
     async def _read_endpoints(

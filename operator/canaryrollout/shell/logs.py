@@ -1,0 +1,75 @@
+"""Log lines: one event each, with its facts as fields, so that ``rollout=shop/reviews`` finds all that happened to one.
+
+Libraries that log by the standard library come out the same way, and kopf only when something is wrong with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, TextIO
+
+import structlog
+from structlog.typing import Processor
+
+from canaryrollout.shell.settings import LogFormat, LogLevel
+
+_QUIET: Final = {
+    "kopf": logging.WARNING,
+    "kopf.objects": logging.ERROR,
+    "kopf._core.reactor.running": logging.ERROR,  # it runs in a thread of its own, and says so each time
+    "kopf._core.reactor.orchestration": logging.ERROR,
+    "asyncio": logging.WARNING,
+    "aiohttp.access": logging.WARNING,
+    "kubernetes": logging.WARNING,
+    "urllib3": logging.WARNING,
+}
+
+
+def configure(log_format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
+    """Set logging up for the whole process.
+
+    Args:
+        log_format: How lines look; ``auto`` is for people where ``stream`` is a terminal, and JSON elsewhere.
+        level: The least important lines that appear.
+        stream: Where they go; standard error by default.
+    """
+    target = stream or sys.stderr
+    terminal = target.isatty()
+    json = log_format is LogFormat.JSON or (log_format is LogFormat.AUTO and not terminal)
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.PositionalArgumentsFormatter(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if json:
+        final += [structlog.processors.format_exc_info, _short_logger, structlog.processors.JSONRenderer()]
+    else:
+        final += [_short_logger, structlog.dev.ConsoleRenderer(colors=terminal and "NO_COLOR" not in os.environ)]
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name, least in _QUIET.items():
+        logging.getLogger(name).setLevel(max(least, root.level))
+
+
+def _short_logger(_: Any, __: str, event: Any) -> Mapping[str, Any]:
+    """Leave the package's name out of the logger's."""
+    name = event.get("logger")
+    if isinstance(name, str):
+        event["logger"] = name.removeprefix("canaryrollout.")
+    fields: Mapping[str, Any] = event
+    return fields

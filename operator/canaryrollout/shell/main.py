@@ -1,0 +1,261 @@
+"""Makes the operator out of its parts and runs it: the one place that knows them all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from canaryrollout import __version__
+from canaryrollout.adapters.clock import SystemClock
+from canaryrollout.adapters.endpoints import MeshEndpoints
+from canaryrollout.adapters.events import Recorder
+from canaryrollout.adapters.istio import IstioRouter
+from canaryrollout.adapters.kube import ApiError, KubeClient
+from canaryrollout.adapters.lease import KubernetesLease
+from canaryrollout.adapters.prometheus import PrometheusSource
+from canaryrollout.adapters.prometheus_client import Provider
+from canaryrollout.adapters.store import KubernetesStore
+from canaryrollout.api.crd import GROUP, VERSION
+from canaryrollout.domain.decide import decide, decide_invalid
+from canaryrollout.domain.naming import fqdn
+from canaryrollout.domain.needs import needs
+from canaryrollout.domain.settings import DomainSettings
+from canaryrollout.engine.core import Core
+from canaryrollout.engine.elector import Elector, Leading
+from canaryrollout.engine.engine import Engine, Leadership, Ports
+from canaryrollout.engine.ports import Rollout
+from canaryrollout.engine.settings import EngineSettings, LeaseSettings
+from canaryrollout.shell.handlers import Watch
+from canaryrollout.shell.http import HttpServer, application
+from canaryrollout.shell.settings import Settings, in_a_pod, own_namespace, this_replica
+from canaryrollout.shell.telemetry import EngineCollector, PrometheusTelemetry
+
+_log = structlog.get_logger(__name__)
+
+_RETRY: Final = 5.0
+"""Seconds between looks for the definition of CanaryRollouts, while there is none."""
+
+
+@dataclass(slots=True)
+class Operator:
+    """The parts that live as long as the program."""
+
+    engine: Engine
+    elector: Elector | None
+    client: KubeClient
+    telemetry: PrometheusTelemetry
+    registry: CollectorRegistry
+    watch: Watch | None = None
+
+    def unready(self) -> str:
+        """Return why this replica is not ready; empty when it is."""
+        if self.watch is None or not self.watch.ready:
+            return "CanaryRollouts are not watched yet"
+        if self.elector is not None and not self.elector.answered:
+            return "the Lease could not be read yet"
+        return ""
+
+
+async def run(settings: Settings) -> None:
+    """Run the operator until it is told to stop by SIGTERM or SIGINT.
+
+    Raises:
+        ApiError: If there are no credentials for the API server.
+        OSError: If the address of the probes is taken.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, number, stop)
+    async with AsyncExitStack() as stack:
+        operator = await stack.enter_async_context(_assemble(settings))
+        await stack.enter_async_context(_serving(operator, settings))
+        _log.info("starting", version=__version__, namespaces=settings.namespaces or "all")
+        if await _definition_served(operator.client, stop):
+            await stack.enter_async_context(_watching(operator, settings))
+            await stack.enter_async_context(_campaigning(operator))
+            await operator.engine.run(stop)
+    _log.info("stopped")
+
+
+def _on_signal(number: signal.Signals, stop: asyncio.Event) -> None:
+    if stop.is_set():
+        raise SystemExit(128 + number)
+    _log.info("stopping", signal=number.name)
+    stop.set()
+
+
+@asynccontextmanager
+async def _assemble(settings: Settings) -> AsyncIterator[Operator]:
+    """Make engine, adapters and elector, and close what has to be closed."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    identity, clock = this_replica(), SystemClock()
+    telemetry = PrometheusTelemetry(registry)
+    client = await KubeClient.connect(
+        registry, kubeconfig=settings.kubeconfig, context=settings.context, connections=settings.workers * 2
+    )
+    metrics = PrometheusSource(providers(settings), registry)
+    recorder = Recorder(client, clock, identity)
+    domain = settings.cluster_domain
+    ports = Ports(
+        store=KubernetesStore(client, recorder, settings.namespaces),
+        router=IstioRouter(client, domain=domain, cluster_wide=not settings.namespaces),
+        endpoints=MeshEndpoints(client, domain=domain),
+        metrics=metrics,
+        clock=clock,
+    )
+    leadership: Leadership = Leading()
+    engine = Engine(
+        ports,
+        core(domain_settings(settings)),
+        partial(_host_of, domain=domain),
+        lambda: leadership,
+        engine_settings(settings),
+        telemetry,
+    )
+    registry.register(EngineCollector(engine.phases, engine.queue_depth))
+    elector = None
+    if settings.leader_election.enabled:
+        election = settings.leader_election
+        lease = KubernetesLease(client, election.namespace or own_namespace(), election.name)
+        elector = leadership = Elector(lease, clock, identity, lease_settings(settings), engine.lead)
+    try:
+        yield Operator(engine, elector, client, telemetry, registry)
+    finally:
+        await metrics.close()
+        await client.close()
+
+
+@asynccontextmanager
+async def _serving(operator: Operator, settings: Settings) -> AsyncIterator[None]:
+    """Answer probes and show metrics."""
+    host = settings.http_host or ("0.0.0.0" if in_a_pod() else "127.0.0.1")  # noqa: S104 - the kubelet asks from outside
+    app = application(operator.registry, operator.engine.stuck, operator.unready)
+    server = HttpServer(app, host, settings.http_port)
+    try:
+        _log.info("serving probes and metrics", address=await server.start())
+        yield
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def _watching(operator: Operator, settings: Settings) -> AsyncIterator[None]:
+    """Watch CanaryRollouts."""
+
+    def restarted() -> None:
+        operator.telemetry.watch_restarts.inc()
+        operator.engine.resweep()
+
+    operator.watch = Watch(
+        asyncio.get_running_loop(),
+        operator.engine.seen,
+        operator.engine.vanished,
+        restarted,
+        namespaces=settings.namespaces,
+        kubeconfig=settings.kubeconfig,
+        context=settings.context,
+    )
+    operator.watch.start()
+    try:
+        yield
+    finally:
+        await operator.watch.stop()
+
+
+@asynccontextmanager
+async def _campaigning(operator: Operator) -> AsyncIterator[None]:
+    """Take part in the election, and give the lease up in the end."""
+    if operator.elector is None:
+        operator.engine.lead(True)
+        yield
+        return
+    campaign = asyncio.create_task(operator.elector.run(), name="elector")
+    try:
+        yield
+    finally:
+        campaign.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await campaign
+        await operator.elector.release()
+
+
+async def _definition_served(client: KubeClient, stop: asyncio.Event) -> bool:
+    """Wait until the API server knows CanaryRollouts; return whether it does before the operator is stopped."""
+    while not stop.is_set():
+        try:
+            if VERSION in await client.served_versions(GROUP):
+                return True
+            _log.error("the API server does not know CanaryRollouts", remedy="canaryrollout crd | kubectl apply -f -")
+        except ApiError as error:
+            _log.warning("the API server does not answer", error=str(error))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _RETRY)
+    return False
+
+
+def core(settings: DomainSettings) -> Core:
+    """Return the functions that decide, with their settings bound."""
+    return Core(
+        needs=partial(needs, settings=settings),
+        decide=partial(decide, settings=settings),
+        decide_invalid=decide_invalid,
+    )
+
+
+def providers(settings: Settings) -> dict[str, Provider]:
+    """Return the Prometheus servers that rollouts may name."""
+    return {
+        name: Provider(
+            name=name,
+            lag=provider.effective_lag,
+            **provider.model_dump(exclude={"lag"}),
+        )
+        for name, provider in settings.providers.items()
+    }
+
+
+def domain_settings(settings: Settings) -> DomainSettings:
+    """Return the timing of decisions."""
+    lag = {name: provider.effective_lag for name, provider in settings.providers.items()}
+    return replace(DomainSettings(lag=lag), **settings.timings.model_dump(exclude_none=True))
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """Return times and sizes of the engine."""
+    return EngineSettings(workers=settings.workers, resync=_seconds(settings.resync), sweep=_seconds(settings.sweep))
+
+
+def lease_settings(settings: Settings) -> LeaseSettings:
+    """Return the times of the election.
+
+    Raises:
+        ValueError: If they make no sense.
+    """
+    election = settings.leader_election
+    return LeaseSettings(
+        duration=_seconds(election.lease_duration),
+        renew_deadline=_seconds(election.renew_deadline),
+        retry=_seconds(election.retry_period),
+    )
+
+
+def _seconds(value: timedelta) -> float:
+    return value.total_seconds()
+
+
+def _host_of(rollout: Rollout, domain: str) -> str | None:
+    return fqdn(rollout.spec.host, rollout.identity.namespace, domain) if rollout.spec is not None else None
