@@ -168,7 +168,7 @@ class World:
 
     def shares(self, version: str) -> list[int]:
         """Return a version's share on each managed route."""
-        mesh = self._mesh(references=False)
+        mesh = self._read()
         rule = mesh.destination_rule
         versions = {s.name: s.version for s in rule.subsets} if hasattr(rule, "subsets") else {}
         found = []
@@ -235,21 +235,23 @@ class World:
         )
 
     def _mesh(self, *, references: bool, scope: CanaryRolloutSpec | None = None) -> Mesh:
+        if self.api:
+            return self._read(references=references, scope=scope)
+        away = Unreadable("the API server does not answer")
+        return Mesh({ref.name: away for ref in (scope or self.rollout).istio.virtual_services}, away)
+
+    def _read(self, *, references: bool = False, scope: CanaryRolloutSpec | None = None) -> Mesh:
         listed = {ref.name: ref for ref in (scope or self.rollout).istio.virtual_services}
         services: dict[str, Any] = {}
         for name, ref in listed.items():
-            if not self.api:
-                services[name] = Unreadable("the API server does not answer")
-            elif name not in self.services:
+            if name not in self.services:
                 services[name] = Missing("VirtualServiceNotFound", f"VirtualService {name} does not exist")
             else:
                 services[name] = read_virtual_service(
                     copy.deepcopy(self.services[name]), ref.routes, HOST, manager=OURS
                 )
         rule: Any
-        if not self.api:
-            rule = Unreadable("the API server does not answer")
-        elif self.rule is None:
+        if self.rule is None:
             rule = Missing("DestinationRuleNotFound", "DestinationRule reviews does not exist")
         else:
             rule = read_destination_rule(copy.deepcopy(self.rule), HOST, "version")
@@ -327,7 +329,9 @@ class World:
         self._log_weights()
 
     def _log_weights(self) -> None:
-        self.weights.append((self.now, max(self.shares(self.rollout.version))))
+        weight = max(self.shares(self.rollout.version))
+        if not self.weights or self.weights[-1][1] != weight:
+            self.weights.append((self.now, weight))
 
     def _write(self, what: str, effect: Callable[[], Any]) -> None:
         self.writes.append(what)

@@ -23,6 +23,7 @@ from canaryrollout.domain.decision import (
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.observation import Unreadable, VirtualServiceState
 from canaryrollout.domain.routes import RouteView, TrafficView
+from canaryrollout.domain.shares import percentages
 
 
 def cleanup(draft: Draft, phase: Phase) -> Decision | None:
@@ -109,14 +110,7 @@ def _restorable(route: RouteView, changes: list[Change], remove: tuple[str, ...]
     remaining = [d for d in route.destinations if d.subset not in remove]
     restored = [originals.get(d.subset or "", d.written) for d in remaining]
     differing = {s: w for s, w in originals.items() if any((d.subset or "") == s and d.written != w for d in remaining)}
-    return differing if _shares(restored) == [d.weight for d in remaining] else {}
-
-
-def _shares(written: list[int | None]) -> list[int]:
-    if len(written) == 1:
-        return [100]
-    whole = sum(weight or 0 for weight in written)
-    return [round(100 * (weight or 0) / whole) if whole else 0 for weight in written]
+    return differing if percentages(restored) == tuple(d.weight for d in remaining) else {}
 
 
 def _named(draft: Draft, subset: str) -> bool:
@@ -154,7 +148,17 @@ def _remove_subsets(draft: Draft, phase: Phase, names: tuple[str, ...]) -> Decis
         return draft.move(phase, "MeshUnreadable", message, wake_in=_retry(draft))
     rule = case.traffic.rule
     assert rule is not None  # noqa: S101 - the caller looked
-    return _apply(draft, phase, (RemoveSubsets(rule, names),), "removing subsets that are no longer needed")
+    return _apply(
+        draft,
+        phase,
+        (RemoveSubsets(rule, names, keep_empty_list=_was_empty(draft)),),
+        "removing subsets that are no longer needed",
+    )
+
+
+def _was_empty(draft: Draft) -> bool:
+    """Return whether the author wrote an empty list of subsets, which is then to be left."""
+    return any(c.kind is ChangeKind.SUBSET and c.original == 0 for c in draft.status.changes)
 
 
 def _apply(draft: Draft, phase: Phase, actions: tuple[Action, ...], message: str) -> Decision:

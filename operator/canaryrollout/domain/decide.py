@@ -8,7 +8,8 @@ rollout's life: first_sight, prepare, raising, progress, rollback, cleanup, drif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Condition, Contest, Phase, RolloutRecord
@@ -22,6 +23,8 @@ from canaryrollout.domain.observation import Claim, Identity, Observation
 from canaryrollout.domain.prepare import prepare
 from canaryrollout.domain.raising import complete
 from canaryrollout.domain.settings import DomainSettings
+
+MIN_CLOCK_STEP: Final = timedelta(seconds=5)
 
 
 def decide(
@@ -49,6 +52,7 @@ def decide(
     if status.stable_version is None:
         rival = rival_claim(observation.identity, active=False, claims=observation.claims)
         return _yield_host(draft, rival) if rival else first_sight(draft)
+    _absorb_clock_step(draft)
     answer_command(draft)
     _resume_contest(draft)
     if draft.status.rollout is None or draft.status.rollout.ended_at is not None:
@@ -122,6 +126,19 @@ def _resume_contest(draft: Draft) -> None:
     generation = draft.case.identity.generation
     if contest is not None and contest.given_up_generation not in (None, generation):
         draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now))
+
+
+def _absorb_clock_step(draft: Draft) -> None:
+    """Keep a forward jump of the wall clock from passing for time in which the rollout made no progress."""
+    step = draft.case.observation.clock_step
+    record = draft.status.rollout
+    if record is None or record.ended_at is not None or step < MIN_CLOCK_STEP:
+        return
+    since = record.unready_since
+    draft.rollout(
+        awaited_seconds=record.awaited_seconds + round(step.total_seconds()),
+        unready_since=since + step if since is not None else None,
+    )
 
 
 def _under_way(draft: Draft) -> Decision:

@@ -93,6 +93,10 @@ class Draft:
             raise ValueError("no rollout is under way")
         return self.status.rollout
 
+    def required(self) -> int:
+        """Return how many ready endpoints the canary needs before it gets traffic."""
+        return self.case.spec.readiness.required(self.case.ready(self.status.stable_version) or 0)
+
     def update(self, **fields: Any) -> None:
         """Set fields of the status."""
         self.status = self.status.model_copy(update=fields)

@@ -26,6 +26,8 @@ def prepare(draft: Draft) -> Decision:
         return _give_up(draft)
     if case.traffic.flaws:
         return blocked(draft)
+    if case.settings.lag and case.spec.analysis.provider not in case.settings.lag:
+        return _unknown_provider(draft)
     if case.traffic.unreadable or case.traffic.rule is None:
         return _no_rule(draft)
     if not case.identity.finalizer:
@@ -56,6 +58,15 @@ def _no_rule(draft: Draft) -> Decision:
         messages = [*case.traffic.unreadable, *([flaw.message] if isinstance(flaw, Unreadable) else [])]
         return draft.move(Phase.PREPARING, "MeshUnreadable", "; ".join(messages), wake_in=case.settings.retry)
     return draft.move(Phase.BLOCKED, flaw.reason, flaw.message, wake_in=case.settings.blocked_retry)
+
+
+def _unknown_provider(draft: Draft) -> Decision:
+    case = draft.case
+    message = (
+        f"spec.analysis.provider is {case.spec.analysis.provider}, which the administrator has not defined: "
+        f"use one of {', '.join(sorted(case.settings.lag))}"
+    )
+    return draft.move(Phase.BLOCKED, "ProviderUnknown", message, wake_in=case.settings.blocked_retry)
 
 
 def _overdue(draft: Draft) -> bool:
@@ -123,7 +134,7 @@ def _settle(draft: Draft) -> Decision | None:
 def _await_endpoints(draft: Draft) -> Decision | None:
     case, version = draft.case, draft.record.version
     endpoints = case.observation.endpoints
-    ready, needed = case.ready(version), required(draft)
+    ready, needed = case.ready(version), draft.required()
     if ready is not None and ready >= needed:
         return None
     if ready is None:
@@ -131,11 +142,6 @@ def _await_endpoints(draft: Draft) -> Decision | None:
         return draft.move(Phase.PREPARING, "EndpointsUnreadable", message, wake_in=case.settings.retry)
     message = f"waiting for ready endpoints of {version}: {ready} of {needed}"
     return draft.move(Phase.PREPARING, "WaitingForCanary", message, wake_in=case.settings.poll)
-
-
-def required(draft: Draft) -> int:
-    """Return how many ready endpoints the canary needs."""
-    return draft.case.spec.readiness.required(draft.case.ready(draft.status.stable_version) or 0)
 
 
 def _pin(draft: Draft) -> Decision | None:

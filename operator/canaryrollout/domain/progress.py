@@ -17,7 +17,6 @@ from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.evidence import Block, total
 from canaryrollout.domain.gates import Judgement, judge
-from canaryrollout.domain.prepare import required
 from canaryrollout.domain.raising import raise_to, stop_waiting
 
 
@@ -123,6 +122,10 @@ def _drifted(draft: Draft) -> Decision | None:
     ours = any(r.virtual_service.written_by_us and r.weight_of(record.version) < record.weight for r in off)
     if ours and draft.status.contest is None:
         return rollback.begin(draft, "RollbackResumed", "a rollback was under way")
+    below = all(route.weight_of(record.version) < record.weight for route in off)
+    short = _short_of_endpoints(draft) if below and record.weight else None
+    if short is not None:
+        return _overdue(draft, short.status.message) or short
     return drift.answer(draft, intent, off)
 
 
@@ -266,7 +269,7 @@ def _await(draft: Draft, reason: str, message: str) -> Decision:
 
 
 def _short_of_endpoints(draft: Draft) -> Decision | None:
-    version, ready, needed = draft.record.version, draft.case.ready(draft.record.version), required(draft)
+    version, ready, needed = draft.record.version, draft.case.ready(draft.record.version), draft.required()
     if ready is not None and ready >= needed:
         return None
     seen = "an unknown number of" if ready is None else str(ready)

@@ -57,6 +57,11 @@ def complete(draft: Draft, target: Target) -> Decision:
         reason = "MeshUnreadable" if traffic.unreadable else traffic.flaws[0].reason
         phase = Phase.PROGRESSING if traffic.unreadable else Phase.BLOCKED
         return draft.move(phase, reason, "; ".join(messages), wake_in=case.settings.retry)
+    ready = case.ready(record.version)
+    if ready is not None and ready < draft.required():
+        draft.rollout(target=None)
+        message = f"{record.version} has {ready} ready endpoints and needs {draft.required()}; it gets no more traffic"
+        return draft.move(Phase.PROGRESSING, "CanaryNotReady", message, again=True)
     written: dict[str, int] = {}
     for route in traffic.routes:
         found, share = route.virtual_service, route.weight_of(record.version)
