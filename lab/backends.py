@@ -22,7 +22,7 @@ from lab.ports import LOOPBACK, Reservation
 from lab.process import Guard, Processes
 
 if TYPE_CHECKING:
-    from lab.mesh import Lab
+    from lab.running import RunningLab
 
 SAMPLE_SERVICE = REPO_DIR / "examples" / "sample-service" / "app.py"
 READY_SECONDS = 15.0
@@ -129,7 +129,7 @@ class Backends:
         lab: the mesh they are made known to.
     """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: RunningLab) -> None:
         self.lab = lab
         directory = lab.dir / "backends" / f"{os.getpid()}-{time.monotonic_ns()}"
         self.processes = Processes(directory, logs=lab.dir / "logs")

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from pydantic import TypeAdapter
 
-from lab import controlplane, istio, metrics, probe, tools
-from lab.backends import Backend, Backends
+from lab import controlplane, istio, metrics, tools
 from lab.errors import LabError, PartFailed
-from lab.kubectl import Kubectl
-from lab.paths import run_dir
-from lab.ports import Reservation
 from lab.process import Guard, Processes
 from lab.progress import Progress, duration
+from lab.running import RunningLab
 from lab.site import Options, Part, Site
 from lab.state import Lock, State
 
@@ -50,7 +46,7 @@ _PORT_ATTEMPTS = 3
 _DEFINITIONS_SECONDS = 30.0
 
 
-class Lab:
+class Lab(RunningLab):
     """A mesh on this machine: API server, istiod, an Envoy gateway, Prometheus. A context manager.
 
     Inside a ``with`` the lab ends with the block, and with the program, whatever way that goes. `up` instead starts a
@@ -79,21 +75,11 @@ class Lab:
         wanted = set(parts)
         if unknown := wanted - PARTS.keys():
             raise LabError(f"the lab has no part {', '.join(sorted(unknown))}; it has: {', '.join(PARTS)}")
-        self.name = name
-        self.dir = run_dir(name)
+        super().__init__(name, {part.name: part for part in (*(p for n, p in PARTS.items() if n in wanted), *extra)})
         self.progress = progress or Progress()
         self.options = options or Options()
-        self.parts = {part.name: part for part in (*(p for n, p in PARTS.items() if n in wanted), *extra)}
-        self.processes = Processes(self.dir)
         self._lock = Lock(self.dir)
         self._guard: Guard | None = None
-        self._reservation = Reservation()
-        self._site: Site | None = None
-        self._backends: Backends | None = None
-        self.standing = False
-        """Whether it outlives this program."""
-
-    # --- life ------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
@@ -122,6 +108,7 @@ class Lab:
         self._lock.acquire()
         try:
             if self._is_up():
+                self._check_same()
                 self._take_over()
                 return False
             self._start(standing=True)
@@ -163,15 +150,18 @@ class Lab:
         lab._take_over()
         return lab
 
-    def detach(self) -> None:
-        """End the backends that this program started, and leave the lab itself running."""
-        if self._backends is not None:
-            self._backends.close()
-            self._backends = None
-
     def _is_up(self) -> bool:
         state = State.read(self.dir)
         return state is not None and state.complete and all(map(self.processes.alive, state.parts))
+
+    def _check_same(self) -> None:
+        state = State.read(self.dir)
+        missing = [name for name in self.parts if state is None or name not in state.parts]
+        if missing:
+            raise LabError(
+                f"the lab {self.name!r} is already up, but without {', '.join(missing)}; "
+                f"end it with `{_command('down', self.name)}` first, or choose another name"
+            )
 
     def _take_over(self) -> None:
         state = State.read(self.dir)
@@ -200,7 +190,7 @@ class Lab:
                 return
 
     def _tools(self) -> set[str]:
-        names = {"kubectl", "istio-crds.yaml", *(part.tool for part in self.parts.values())}
+        names = {"kubectl", "istio-crds.yaml", *(part.tool for part in self.parts.values() if part.tool)}
         return names | ({"kwok-stages.yaml"} if "kwok" in self.parts else set())
 
     def _clear_leftover(self) -> None:
@@ -208,6 +198,7 @@ class Lab:
         if leftover:
             self.progress.say(f"Ending a leftover of the lab {self.name!r}: {', '.join(leftover)}")
             self.processes.stop_all(grace=2.0)
+            self.restore_host()
         _stop_backends_of(self.dir)
         shutil.rmtree(self.dir, ignore_errors=True)
 
@@ -221,6 +212,7 @@ class Lab:
         )
         state.write(self.dir)
         self._guard = Guard(self.dir)
+        self.prepare_host()
         for wave in self._waves():
             state.parts += [part.name for part in wave]
             state.write(self.dir)
@@ -236,8 +228,14 @@ class Lab:
         self.standing = standing
         self.progress.say(f"The lab {self.name!r} is up after {duration(time.monotonic() - started)}.")
 
+    def prepare_host(self) -> None:
+        """What must be there before any part starts; nothing for a lab without a node."""
+
+    def restore_host(self) -> None:
+        """Undo `prepare_host` once every part has ended; also after a crash, so it may be called more than once."""
+
     def _waves(self) -> list[list[Part]]:
-        """Parts that may start together, in order; what a wave leaves behind is done by `_after`."""
+        """Parts that may start together, in order: each wave needs the ones before it."""
         order = (("etcd", "prometheus"), ("kube-apiserver",), ("kube-controller-manager", "kube-scheduler", "kwok"))
         waves = [
             [self.parts[name] for name in names if name in self.parts] for names in (*order, ("istiod",), ("envoy",))
@@ -266,28 +264,13 @@ class Lab:
         if "envoy" in self.parts:
             self.apply(istio.gateway(self.site.ports["envoy.gateway"]), istio.telemetry())
 
-    def _spawn(self, part: Part) -> None:
-        command = part.command(self.site)
-        environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.dir), **command.env}
-        self.processes.spawn(part.name, command.argv, environment, cwd=self.dir)
-
-    def _wait_ready(self, part: Part) -> None:
-        deadline = time.monotonic() + part.deadline
-        while missing := part.waiting_for(self.site):
-            if not self.processes.alive(part.name):
-                in_use = self.processes.address_in_use(part.name)
-                raise PartFailed(part.name, self.processes.obituary(part.name, "died"), address_in_use=in_use)
-            if time.monotonic() > deadline:
-                what = f"was not ready after {duration(part.deadline)}: {missing}"
-                raise PartFailed(part.name, self.processes.obituary(part.name, what))
-            time.sleep(0.05)
-
     def _end(self) -> None:
         self.standing = False
         self.detach()
         _stop_backends_of(self.dir)
         # Their data is thrown away: nothing is lost by not waiting for the slow ones to end gracefully.
         self.processes.stop_all(grace=1.0)
+        self.restore_host()
         self._reservation.close()
         if self._guard is not None:
             self._guard.dismiss()
@@ -297,145 +280,6 @@ class Lab:
                 if path.name != "logs":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._site = None
-
-    # --- use -------------------------------------------------------------------------------------------------------
-
-    @property
-    def site(self) -> Site:
-        """Directories, ports, tools and options of the running lab.
-
-        Raises:
-            LabError: it is not up.
-        """
-        if self._site is None:
-            raise LabError(f"the lab {self.name!r} is not up")
-        return self._site
-
-    @property
-    def kubeconfig(self) -> Path:
-        """Kubeconfig of the administrator."""
-        return self.site.kubeconfig()
-
-    def kubeconfig_for(self, user: str) -> Path:
-        """Kubeconfig of another user, who may do what Roles bound to that user name allow.
-
-        Raises:
-            LabError: the lab has no such user.
-        """
-        if user not in self.site.tokens:
-            raise LabError(f"the lab has no user {user!r}; it has: {', '.join(self.site.tokens)} (see Options.users)")
-        return self.site.kubeconfig(user)
-
-    @property
-    def gateway_url(self) -> str:
-        """Where requests enter the mesh: the Istio Gateway ``istio-system/lab``."""
-        return f"http://{self.site.address('envoy.gateway')}"
-
-    @property
-    def prometheus_url(self) -> str:
-        """Base URL of Prometheus."""
-        return f"http://{self.site.address('prometheus.http')}"
-
-    @property
-    def envoy_admin_url(self) -> str:
-        """Base URL of the gateway's administration interface."""
-        return f"http://{self.site.address('envoy.admin')}"
-
-    @property
-    def istiod_debug_url(self) -> str:
-        """Base URL of istiod's debug endpoints (``/debug/syncz`` and others)."""
-        return f"http://{self.site.address('istiod.http')}"
-
-    @property
-    def kubectl(self) -> Kubectl:
-        """Kubectl as the administrator: ``lab.kubectl("get", "pods")``."""
-        return Kubectl(self.site.tools["kubectl"], self.kubeconfig, self.dir)
-
-    def kubectl_as(self, user: str) -> Kubectl:
-        """Kubectl as another user."""
-        return Kubectl(self.site.tools["kubectl"], self.kubeconfig_for(user), self.dir)
-
-    def apply(self, *objects: dict[str, Any]) -> None:
-        """Apply objects, in the order given."""
-        self.kubectl.apply(*objects)
-
-    def apply_yaml(self, text: str) -> None:
-        """Apply YAML documents."""
-        self.kubectl("apply", "-f", "-", input=text)
-
-    def namespace(self, name: str) -> None:
-        """Have a namespace."""
-        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-
-    def backend(self, namespace: str, app: str, version: str, **options: Any) -> Backend:
-        """Start one endpoint of a service; see `lab.backends.Backends.start`."""
-        if self._backends is None:
-            self._backends = Backends(self)
-        return self._backends.start(namespace, app, version, **options)
-
-    def wait_synced(self, timeout: float = 10.0) -> None:
-        """Wait until the gateway works with everything written so far.
-
-        istiod tells what each proxy acknowledged, but not whether it has heard of the latest write. So a marker is
-        written last, and asked for through the gateway; then istiod must count nothing as sent and not acknowledged.
-
-        Raises:
-            PartFailed: a part has died.
-            LabError: it did not happen within ``timeout`` seconds.
-        """
-        token = time.time_ns()
-        self.apply(istio.sync_marker(str(token)))
-        deadline = time.monotonic() + timeout
-        while missing := self._waiting_for_sync(token):
-            self.check_alive()
-            if time.monotonic() > deadline:
-                raise LabError(f"the gateway has not taken over the latest configuration after {timeout} s: {missing}")
-            time.sleep(0.02)
-
-    def _waiting_for_sync(self, token: int) -> str:
-        seen, why_not = probe.number(self.gateway_url, headers={"Host": istio.SYNC_HOST})
-        # A newer marker is another waiter's, and proves as much.
-        if seen is None or seen < token:
-            return why_not or f"it still answers the marker {seen}"
-        return probe.unacknowledged(f"{self.istiod_debug_url}/debug/syncz")
-
-    # --- parts -----------------------------------------------------------------------------------------------------
-
-    def check_alive(self) -> None:
-        """Raise if a part has died.
-
-        Raises:
-            PartFailed: naming it, with the end of its log.
-        """
-        for name in self.processes.names():
-            if not self.processes.alive(name):
-                raise PartFailed(name, self.processes.obituary(name, "has died"))
-
-    def stop(self, part: str) -> None:
-        """End one part, as an outage would; its ports stay reserved."""
-        self.processes.stop([self._part(part).name], self._part(part).grace)
-        for listener in self._part(part).listeners:
-            self._reservation.hold(self.site.ports[f"{part}.{listener}"])
-
-    def start(self, part: str) -> None:
-        """Start a stopped part again, on the same ports and data, and wait until it is ready.
-
-        Raises:
-            PartFailed: it died or was late.
-        """
-        self._spawn(self._part(part))
-        self._wait_ready(self._part(part))
-        self._reservation.release(self.site.ports[f"{part}.{name}"] for name in self._part(part).listeners)
-
-    def restart(self, part: str) -> None:
-        """End one part and start it again."""
-        self.stop(part)
-        self.start(part)
-
-    def _part(self, name: str) -> Part:
-        if name not in self.parts:
-            raise LabError(f"the lab {self.name!r} has no part {name!r}; it has: {', '.join(self.parts)}")
-        return self.parts[name]
 
 
 def _command(what: str, name: str) -> str:

@@ -203,8 +203,10 @@ class Processes:
         else:
             pids = ", ".join(f"{name} ({records[name].pid})" for name in waiting)
             raise LabError(f"these processes do not end even on SIGKILL: {pids}")
-        for name in records:
-            self._record_path(name).unlink(missing_ok=True)
+        for name, record in records.items():
+            # Another program may have started a process under this name in the meantime.
+            if self.record(name) == record:
+                self._record_path(name).unlink(missing_ok=True)
             self._children.pop(name, None)
 
     def _running(self, name: str, record: Record) -> bool:

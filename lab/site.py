@@ -87,7 +87,7 @@ class Part:
 
     Attributes:
         name: as shown, recorded and logged.
-        tool: the tool it runs.
+        tool: the tool it runs; empty where ``command`` finds the program by itself.
         command: writes its configuration and says how to start it.
         waiting_for: what is still missing until it is ready, in words; empty when nothing is.
         listeners: names of the ports it needs; in `Site.ports` they are prefixed by the part's name and a dot.
