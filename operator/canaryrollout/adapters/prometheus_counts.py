@@ -6,7 +6,9 @@ Pure, like the queries whose answers it reads. The rules are those of Istio's st
   UNIMPLEMENTED 12, INTERNAL 13, UNAVAILABLE 14, DATA_LOSS 15. A client that went away (code 0, flag DC) is a request
   and no error;
 - a request reached no version when the row has no version and the mesh itself answered: no healthy upstream (UH), a
-  failed connection (UF), no such cluster (NC). Other rows without a version (no route, rate limits) are nobody's.
+  failed connection (UF), no such cluster (NC; most proxies name no host there, and then it cannot be seen from here).
+  Where a connection to a known endpoint failed, the row has that endpoint's version, and counts as its error. Other
+  rows without a version (no route, rate limits) are nobody's.
 """
 
 from __future__ import annotations
