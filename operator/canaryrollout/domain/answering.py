@@ -8,6 +8,7 @@ from typing import Final
 from canaryrollout.api.status import CommandRecord, Contest, RolloutRecord
 from canaryrollout.domain.commands import Command, Verb, parse
 from canaryrollout.domain.draft import Draft
+from canaryrollout.domain.raising import stop_waiting
 
 
 def answer_command(draft: Draft) -> None:
@@ -26,6 +27,13 @@ def answer_command(draft: Draft) -> None:
     draft.update(last_command=CommandRecord(command=value[:512], handled_at=draft.case.now, result=result))
     if refusal:
         draft.note("CommandRefused", f"{value}: {refusal}", warning=True)
+
+
+def resume_contest(draft: Draft, contest: Contest) -> None:
+    """Assert the weights again after giving way; the wait for a person is over."""
+    draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now))
+    if draft.status.rollout is not None:
+        stop_waiting(draft)
 
 
 def reason_of(draft: Draft) -> str:
@@ -61,7 +69,7 @@ def _retry(draft: Draft, command: Command) -> str:
     record = draft.status.rollout
     contest = draft.status.contest
     if contest is not None and contest.given_up_generation is not None:
-        draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now))
+        resume_contest(draft, contest)
         draft.note("Retried", "the weights are set again")
         return ""
     if record is None or record.ended_at is None:

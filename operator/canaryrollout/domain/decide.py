@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from canaryrollout.api.spec import CanaryRolloutSpec
-from canaryrollout.api.status import CanaryRolloutStatus, Condition, Contest, Phase, RolloutRecord
+from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase, RolloutRecord
 from canaryrollout.domain import drift, progress, rollback
-from canaryrollout.domain.answering import answer_command
+from canaryrollout.domain.answering import answer_command, resume_contest
 from canaryrollout.domain.cleanup import cleanup
 from canaryrollout.domain.decision import Decision, Event, SetFinalizer
 from canaryrollout.domain.draft import Draft, situation
@@ -125,7 +125,7 @@ def _resume_contest(draft: Draft) -> None:
     contest = draft.status.contest
     generation = draft.case.identity.generation
     if contest is not None and contest.given_up_generation not in (None, generation):
-        draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now))
+        resume_contest(draft, contest)
 
 
 def _absorb_clock_step(draft: Draft) -> None:

@@ -65,6 +65,8 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...]) -> Decision
         draft.note("DriftDetected", f"weights were changed by {manager}: {found}", warning=True)
     elif contest.given_up_generation is not None:
         return _given_way(draft, intent, contest)
+    if case.observation.endpoints is None:
+        return draft.move(intent.phase, "WeightDrift", f"{manager} changed the weights ({found})", again=True)
     raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in off)
     if case.now < contest.not_before and not raised and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
@@ -118,6 +120,9 @@ def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str) -> D
 
 def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
     case = draft.case
+    record = draft.status.rollout
+    if record is not None and record.ended_at is None and record.awaiting_since is None:
+        draft.rollout(awaiting_since=case.now)
     actions: tuple[SetWeights, ...] = ()
     if (
         intent.canary is not None
