@@ -34,7 +34,7 @@ from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest, Metr
 
 __all__ = ["PrometheusSource", "Provider"]
 
-MAX_BLOCKS: Final = 200
+MAX_BLOCKS: Final = 100
 """How many blocks one answer may bring; more are fetched one answer after the other."""
 MAX_PROVISIONAL: Final = 50
 """How many blocks that came with a warning are kept for another try; older ones stay, with their warning."""
