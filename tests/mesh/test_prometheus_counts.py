@@ -6,6 +6,7 @@ Every story is a list of scrapes; every expectation is what a person would count
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -177,6 +178,28 @@ async def test_failed_scrape_loses_nothing_and_makes_nothing_new(recorded: Recor
     counted = requests_of(evidence)
     assert sum(count for count, _ in counted) == 40
     assert counted[2] == (30, 30)
+
+
+async def test_failed_scrapes_at_any_time_neither_lose_nor_invent_requests(recorded: Recorded, host: str) -> None:
+    """Two proxies, each of whose scrapes fails now and then: the blocks add up to what was answered."""
+    chance = random.Random(20260101)
+    expected: dict[str, float] = {}
+    for n in range(25):
+        name = f"{n}.{host}"
+        expected[name] = 0.0
+        stories = [series(name, "v1", STABLE)]
+        for proxy in ("gateway-1", "gateway-2"):
+            value, story = float(chance.randrange(100_000)), {}
+            for at in range(-60, 61, 5):
+                before, value = value, value + chance.randrange(40)
+                scraped = at in {-60, 0, 60} or chance.random() < 0.6
+                story[at] = value if scraped else STALE
+                expected[name] += value - before if at > 0 else 0
+            stories.append(series(name, "v2", story, instance=proxy))
+        recorded.write(stories)
+    for name, requests in expected.items():
+        evidence = await ask(recorded, request_for(name), 60)
+        assert sum(count for count, _ in requests_of(evidence)) == requests, name
 
 
 async def test_provider_that_stopped_scraping_has_no_data(recorded: Recorded, host: str) -> None:

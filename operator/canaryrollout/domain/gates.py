@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from math import floor
 from typing import Final
@@ -206,18 +206,13 @@ def judge(
 def _excess(blocks: Sequence[Block], baseline: Baseline | None) -> int:
     """Return how many requests reached no version beyond what was usual before the first step, never below zero."""
     unreached = sum(block.unreached for block in blocks)
-    seconds = sum(_seconds(block) for block in blocks)
-    return _beyond(unreached, seconds, baseline)
+    return _beyond(unreached, sum((block.end - block.start for block in blocks), timedelta()), baseline)
 
 
-def _seconds(block: Block) -> Fraction:
-    return Fraction((block.end - block.start).total_seconds())
-
-
-def _beyond(unreached: int, seconds: Fraction | int, baseline: Baseline | None) -> int:
-    usual = Fraction(0)
-    if baseline is not None and baseline.seconds > 0:
-        usual = Fraction(baseline.unreached, baseline.seconds) * seconds
+def _beyond(unreached: int, span: timedelta, baseline: Baseline | None) -> int:
+    if baseline is None or baseline.seconds <= 0 or not unreached:
+        return unreached
+    usual = Fraction(baseline.unreached * (span // timedelta(microseconds=1)), baseline.seconds * 1_000_000)
     return max(0, floor(unreached - usual))
 
 
@@ -338,8 +333,8 @@ def _in_doubt(result: GateResult, evidence: Evidence | None) -> GateResult:
     if evidence is None or result.verdict is Verdict.FAIL:
         return result
     if evidence.error:
-        since = f" since {evidence.error_since:%H:%M:%S}Z" if evidence.error_since is not None else ""
-        message = f"provider {evidence.request.provider} fails{since}: {evidence.error}; before: {result.message}"
+        since = f" (since {evidence.error_since:%H:%M:%S}Z)" if evidence.error_since is not None else ""
+        message = f"provider {evidence.request.provider}: {evidence.error}{since}; before: {result.message}"
         return replace(result, verdict=Verdict.ERROR, reason="ProviderError", message=message)
     if evidence.warnings and result.verdict is Verdict.PASS:
         message = f"{result.message}, but the data may be partial: {'; '.join(evidence.warnings)}"
@@ -350,15 +345,15 @@ def _in_doubt(result: GateResult, evidence: Evidence | None) -> GateResult:
 def _hard_ceiling(blocks: Sequence[Block], baseline: Baseline | None) -> GateResult | None:
     """Return a failure if at least half of at least 20 requests failed in any stretch of blocks that ends now."""
     requests = errors = unreached = 0
-    seconds = Fraction(0)
+    span = timedelta()
     for block in reversed(blocks):
         requests += block.canary.requests
         errors += block.canary.errors
         unreached += block.unreached
-        seconds += _seconds(block)
-        excess = _beyond(unreached, seconds, baseline)
+        span += block.end - block.start
+        excess = _beyond(unreached, span, baseline)
         bad, of = errors + excess, requests + excess
-        if of >= HARD_CEILING_REQUESTS and bad >= HARD_CEILING_SHARE * of:
+        if of >= HARD_CEILING_REQUESTS and bad * HARD_CEILING_SHARE.denominator >= of * HARD_CEILING_SHARE.numerator:
             message = f"{bad} of {of} requests of the canary failed (at once beyond {_percent(HARD_CEILING_SHARE)})"
             return GateResult("hardCeiling", Verdict.FAIL, "HardCeiling", message)
     return None

@@ -140,7 +140,10 @@ class TestMissingData:
         found = evidence({"canary": counts(500)}, error="connection refused", error_since=T0)
         judged = verdict(ERRORS, found)
         assert (judged.verdict, judged.reason) == (Verdict.ERROR, "ProviderError")
-        assert judged.message.startswith("provider default fails since 12:00:00Z: connection refused")
+        assert judged.message == (
+            "provider default: connection refused (since 12:00:00Z); "
+            "before: canary 0 % of 500 requests failed (limit 1 %)"
+        )
 
     def test_what_was_seen_fails_even_while_the_provider_is_away(self) -> None:
         assert verdict(ERRORS, evidence({"canary": counts(500, 50)}, error="timed out")).verdict is Verdict.FAIL
