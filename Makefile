@@ -10,10 +10,11 @@ READY := $(VENV)/.stamp
 LAB_PYTHON := $(BIN)/python
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
+PIN := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-emit-index-url
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup test test-unit test-cluster test-mesh test-node check generate lock bench
+.PHONY: help setup test test-unit test-cluster test-mesh test-node check generate lock
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -32,7 +33,7 @@ $(READY): requirements/dev.txt pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(filter lab-%,$(MAKECMDGOALS)): $(READY)
+lab-up lab-down lab-check lab-status lab-tools: $(READY)
 
 test: $(READY) ## Run all tests: pure ones in parallel, then those on the real API server, mesh and node
 	@echo "test 1/4: unit and property tests, about 1 minute"
@@ -66,7 +67,8 @@ check: $(READY) ## Lint, types, import contracts, generated files
 generate: $(READY) ## Write deploy/crds/ from the models
 	@$(BIN)/python -m canaryrollout.api.crd
 
-lock: $(READY) ## Pin dependencies anew, with hashes and without naming a registry
-	@$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-emit-index-url pyproject.toml -o requirements/run.txt
-	@$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-emit-index-url --extra lab --extra dev pyproject.toml -o requirements/dev.txt
-
+lock: ## Pin dependencies anew, with hashes and without naming a registry
+	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
+	@$(PIN) pyproject.toml -o requirements/run.txt
+	@$(PIN) --extra lab --extra dev pyproject.toml -o requirements/dev.txt
+	@echo hatchling | $(PIN) - -o requirements/build.txt
