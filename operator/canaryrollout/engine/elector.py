@@ -11,12 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from canaryrollout.engine.ports import Clock, Conflict, LeaseStore, NotLeading
 from canaryrollout.engine.settings import LeaseSettings
+
+RELEASED: Final = "released"
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +66,7 @@ class Elector:
         self._on_change = on_change
         self._write_until = 0.0
         self._leads = False
+        self._reachable = True
         self._held: tuple[str, dict[str, Any]] | None = None
         self._observed: tuple[str, Any, Any] | None = None
         self._observed_at = 0.0
@@ -92,7 +95,7 @@ class Elector:
         """Give the lease up, so that another replica takes over at its next look."""
         if not self._leads:
             return
-        self._step_down("released")
+        self._step_down(RELEASED)
         try:
             async with asyncio.timeout(self._settings.retry):
                 found = await self._store.read()
@@ -111,7 +114,13 @@ class Elector:
             _log.debug("lease changed in between")
             self._held = None
         except Exception as error:  # noqa: BLE001 - whatever it is, the next attempt follows
-            _log.warning("lease not reachable", error=str(error) or type(error).__name__)
+            log = _log.warning if self._reachable else _log.debug  # once per outage
+            log("lease not reachable", error=str(error) or type(error).__name__)
+            self._reachable = False
+        else:
+            if not self._reachable:
+                _log.info("lease reachable again")
+            self._reachable = True
 
     async def _acquire_or_renew(self) -> None:
         found = self._held if self._leads and self._held else await self._store.read()
@@ -174,5 +183,6 @@ class Elector:
         self._write_until = 0.0
         if self._leads:
             self._leads = False
-            _log.warning("no longer leading", identity=self._identity, reason=reason)
+            log = _log.info if reason == RELEASED else _log.warning
+            log("no longer leading", identity=self._identity, reason=reason)
             self._on_change(False)

@@ -66,6 +66,13 @@ def _must_go_on(rollout: Rollout) -> bool:
     return is_active(rollout.status) or rollout.identity.deleting
 
 
+def _log_events(key: str, events: tuple[Event, ...]) -> None:
+    """Say in the log what the Events say: it lives longer than they do."""
+    for event in events:
+        log = _log.warning if event.warning else _log.info
+        log(event.message, rollout=key, reason=event.reason)
+
+
 class Worker:
     """Takes keys from the queue and makes one pass for each; several may run side by side."""
 
@@ -184,7 +191,10 @@ class Worker:
             failed = result.conflicts | result.errors
         attempts.record(result.tried, failed, now)
         self._take_in(result.rollout)
+        if result.tried:
+            _log.debug("acted", rollout=key, phase=result.rollout.status.phase, tried=result.tried)
         if result.status_written and decision.events:
+            _log_events(key, decision.events)
             self._parts.background(self._emit(result.rollout, decision.events))
         if result.fenced:
             attempts.refetch = True

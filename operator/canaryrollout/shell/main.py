@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -37,7 +37,7 @@ from canaryrollout.engine.ports import Rollout
 from canaryrollout.engine.settings import EngineSettings, LeaseSettings
 from canaryrollout.shell.handlers import Watch
 from canaryrollout.shell.http import HttpServer, application
-from canaryrollout.shell.settings import Settings, in_a_pod, own_namespace, this_replica
+from canaryrollout.shell.settings import Block, Settings, in_a_pod, own_namespace, this_replica
 from canaryrollout.shell.telemetry import EngineCollector, PrometheusTelemetry
 
 _log = structlog.get_logger(__name__)
@@ -221,8 +221,7 @@ def providers(settings: Settings) -> dict[str, Provider]:
     return {
         name: Provider(
             name=name,
-            lag=provider.effective_lag,
-            **provider.model_dump(exclude={"lag"}),
+            **(_values(provider) | {"lag": provider.effective_lag}),
         )
         for name, provider in settings.providers.items()
     }
@@ -231,7 +230,7 @@ def providers(settings: Settings) -> dict[str, Provider]:
 def domain_settings(settings: Settings) -> DomainSettings:
     """Return the timing of decisions."""
     lag = {name: provider.effective_lag for name, provider in settings.providers.items()}
-    return replace(DomainSettings(lag=lag), **settings.timings.model_dump(exclude_none=True))
+    return replace(DomainSettings(lag=lag), **_values(settings.timings))
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
@@ -251,6 +250,11 @@ def lease_settings(settings: Settings) -> LeaseSettings:
         renew_deadline=_seconds(election.renew_deadline),
         retry=_seconds(election.retry_period),
     )
+
+
+def _values(block: Block) -> dict[str, Any]:
+    """Return what is set in a block, as values and not as the API spells them."""
+    return {name: value for name in type(block).model_fields if (value := getattr(block, name)) is not None}
 
 
 def _seconds(value: timedelta) -> float:
