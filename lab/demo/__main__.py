@@ -30,6 +30,7 @@ from lab.progress import Progress, duration
 REPORT = LAB_DIR / "out" / "demo-report.json"
 RATE = 200.0
 LONGEST_SECONDS = 600.0
+PLAIN_WIDTH = 120
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
@@ -47,9 +48,12 @@ def demo(
     once the lab's tools are built, and ends with exit status 1, saying why, unless every promise held.
     """
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
     started = time.monotonic()
     introduce(console)
-    facts = perform(console, name=name, rate=rate, plain=plain)
+    with Lab(name, progress=Progress(console)) as lab:
+        facts = perform(lab, console, rate=rate, plain=plain)
     found = checks(facts)
     write_report(report, facts, found)
     print_summary(console, facts, found)
@@ -70,14 +74,13 @@ def introduce(console: Console) -> None:
         console.print(f"  {number}. {story.title}, {story.tells}", markup=False)
 
 
-def perform(console: Console, *, name: str, rate: float, plain: bool) -> DemoFacts:
-    """Put everything up, play the stories, and take everything down.
+def perform(lab: Lab, console: Console, *, rate: float = RATE, plain: bool = False) -> DemoFacts:
+    """Put service and operator up in a lab that has neither, play the stories, and end the operator.
 
     Raises:
         LabError: Something of the lab or the operator failed.
     """
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(name, progress=Progress(console)))
         backends = scene.install(lab)
         operator = stack.enter_context(scene.operator(lab))
         load = BackgroundLoad(

@@ -156,6 +156,15 @@ def _failures(counts: Counter[tuple[str | None, int, str, str]]) -> tuple[Failur
     return tuple(Failures(count, *key) for key, count in counts.most_common())
 
 
+def originals_of(seen: Iterable[Seen]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The mesh objects as their author wrote them, by kind and name: the first version of each."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for each in seen:
+        if each.kind in MESH_KINDS:
+            found.setdefault((each.kind, each.name), each.document)
+    return found
+
+
 def objects_of(
     seen: Sequence[Seen], originals: Mapping[tuple[str, str], Mapping[str, Any]], host: str, began_at: float
 ) -> tuple[ObjectFacts, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from canaryrollout.api.status import CanaryRolloutStatus
 from lab.loadreport import Record, Report
 
-WINDOW_SECONDS: Final = 3.0
+WINDOW_SECONDS: Final = 2.0
 """How far back shares, rates and latencies look."""
 HISTORY: Final = 60
 

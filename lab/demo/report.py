@@ -133,7 +133,8 @@ def print_summary(console: Console, demo: DemoFacts, checks: Sequence[Check]) ->
     console.print(table)
     for check in checks:
         mark = Text("  ok   " if check.holds else "  FAIL ", style="green" if check.holds else "bold red")
-        console.print(Text.assemble(mark, f"{check.subject}: {check.promise}", (f"  ({check.found})", "dim")))
+        text = Text.assemble(mark, f"{check.subject}: {check.promise}", (f"  ({check.found})", "dim"))
+        console.print(text, soft_wrap=True)
 
 
 def _seen(step: StepFacts) -> str:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from canaryrollout.api.status import RolloutRecord
 from lab.backends import Backend
 from lab.demo import scene
 from lab.demo.breach import Replay
-from lab.demo.facts import DemoFacts, Outcome, RolloutFacts
+from lab.demo.facts import BreachFacts, DemoFacts, Outcome, RolloutFacts
 from lab.demo.measure import (
     Routing,
     between,
     breach_of,
     objects_of,
+    originals_of,
     outcome_of,
     requests_of,
     status_of,
@@ -40,15 +42,12 @@ PATIENCE_SECONDS: Final = 90.0
 """A story that is not over by then is given up; its outcome is what is found."""
 WARM_UP_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 1.0
-EXPECTED_SECONDS: Final = 130.0
+EXPECTED_SECONDS: Final = 80.0
 """How long the stories take together, usually."""
 LONGEST_PAUSE_SECONDS: Final = 1.0
 """The replayed gate must have been asked at least this often."""
 
 ROUTING: Final = Routing(scene.HOST, scene.ROUTES)
-ORIGINALS: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
-    (document["kind"], document["metadata"]["name"]): document for document in scene.originals()
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ class Stage:
                 status=status,
                 traffic=traffic,
                 history=self._past.note(traffic, now),
-                lines=tuple(self.lines),
+                lines=tuple(sorted(self.lines, key=lambda line: line.at)),
                 sent=len(records),
                 lost=sum(record.version is None for record in records),
             )
@@ -152,7 +151,7 @@ def play(stage: Stage) -> DemoFacts:
     rollouts = []
     for number, story in enumerate(STORIES, start=1):
         rollouts.append(_play_one(stage, story, number))
-        wait(stage, PAUSE_SECONDS, story, number)
+    wait(stage, PAUSE_SECONDS, STORIES[-1], len(STORIES))
     stage.load.stop()
     records = list(stage.load.records)
     seen = stage.witness.seen()
@@ -163,7 +162,7 @@ def play(stage: Stage) -> DemoFacts:
         skipped=stage.load.skipped,
         rollouts=rollouts,
         requests=requests_of(records, FAULTY),
-        undo=undo_of(seen, ORIGINALS, scene.HOST),
+        undo=undo_of(seen, originals_of(seen), scene.HOST),
         gaps=_gaps(stage),
     )
 
@@ -186,29 +185,48 @@ def _play_one(stage: Stage, story: Story, number: int) -> RolloutFacts:
     stage.lab.apply(scene.rollout(story.canary))
     _until_at_rest(stage, story, number, canary)
     ended_at = stage.now()
+    wait(stage, PAUSE_SECONDS, story, number)
     stage.load.wait_settled(until=ended_at)
     facts = _measure(stage, story, began_at, ended_at)
-    if facts.breach is not None and facts.breach.seconds is not None and facts.breach.visible_at is not None:
-        stage.tell(f"the breach showed in Prometheus: {facts.breach.message}", "bad", facts.breach.visible_at)
-        stage.tell(f"weight 0 on the API server, {facts.breach.seconds:.2f} s later", "good", facts.breach.zero_at)
     stage.tell(f"{story.canary} was {facts.outcome}", "good" if facts.outcome is story.expected else "bad")
     return facts
 
 
 def _until_at_rest(stage: Stage, story: Story, number: int, canary: Backend) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    slow = False
+    slow, told_breach, told_zero = False, False, False
     while time.monotonic() < deadline:
         document = stage.witness.latest(ROLLOUT, scene.NAME)
         record = status_of(document).rollout
-        if not slow and record is not None and record.version == story.canary and record.weight == story.slow_at:
+        if not slow and _has(record, story.canary, story.slow_at):
             canary.set_mode(latency_ms=LATENCY_MS, latency_rate=LATENCY_RATE)
             stage.tell(f"{story.canary} becomes slow: {LATENCY_RATE:.0%} take {LATENCY_MS:g} ms longer", "told")
             slow = True
+        breach = _breach(stage, story) if record is not None and not told_zero else None
+        if breach is not None and breach.visible_at is not None and not told_breach:
+            stage.tell(f"Prometheus shows a breach: {breach.message}", "bad", breach.visible_at)
+            told_breach = True
+        if breach is not None and breach.seconds is not None:
+            stage.tell(f"weight 0 on the API server, {breach.seconds:.2f} s after the breach", "good", breach.zero_at)
+            told_zero = True
         stage.look(story, number)
         if outcome_of(document, story.canary) is not Outcome.UNFINISHED:
             return
         time.sleep(0.05)
+
+
+def _has(record: RolloutRecord | None, canary: str, weight: int | None) -> bool:
+    """Whether a weight of the canary is in effect."""
+    return (
+        record is not None and record.version == canary and record.weight == weight and record.in_effect_at is not None
+    )
+
+
+def _breach(stage: Stage, story: Story) -> BreachFacts | None:
+    found = stage.replay.breaches.get(story.canary)
+    if found is None:
+        return BreachFacts() if story.expected is Outcome.TAKEN_BACK else None
+    return breach_of(stage.witness.seen(), ROUTING, story.canary, (found.at, found.message))
 
 
 def _measure(stage: Stage, story: Story, began_at: float, ended_at: float) -> RolloutFacts:
@@ -216,7 +234,6 @@ def _measure(stage: Stage, story: Story, began_at: float, ended_at: float) -> Ro
     records = between(stage.load.records, began_at, ended_at)
     document = stage.witness.latest(ROLLOUT, scene.NAME)
     status = status_of(document)
-    breach = stage.replay.breaches.get(story.canary)
     return RolloutFacts(
         title=story.title,
         stable=story.stable,
@@ -229,13 +246,9 @@ def _measure(stage: Stage, story: Story, began_at: float, ended_at: float) -> Ro
         ended_at=ended_at,
         interval=scene.INTERVAL.total_seconds(),
         steps=steps_of(seen, ROUTING, story.canary, ended_at, records),
-        breach=(
-            breach_of(seen, ROUTING, story.canary, (breach.at, breach.message) if breach else None)
-            if breach or story.expected is Outcome.TAKEN_BACK
-            else None
-        ),
+        breach=_breach(stage, story),
         requests=requests_of(records, FAULTY),
-        objects=objects_of(seen, ORIGINALS, scene.HOST, began_at),
+        objects=objects_of(seen, originals_of(seen), scene.HOST, began_at),
     )
 
 

@@ -101,7 +101,7 @@ class PlainView(AbstractContextManager["PlainView"]):
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._said = 0
+        self._said: set[Line] = set()
         self._due = 0.0
         self._title = ""
 
@@ -115,9 +115,10 @@ class PlainView(AbstractContextManager["PlainView"]):
         if picture.title != self._title:
             self._title = picture.title
             self._say(f"\n== {picture.number}/{picture.of}  {picture.title}: {picture.tells}")
-        for line in picture.lines[self._said :]:
-            self._say(f"{line.at:6.1f} s  * {line.text}")
-        self._said = len(picture.lines)
+        for line in picture.lines:
+            if line not in self._said:
+                self._said.add(line)
+                self._say(f"{line.at:6.1f} s  * {line.text}")
         now = self._clock()
         if picture.title and now >= self._due:
             self._due = now + PLAIN_SECONDS
@@ -236,7 +237,7 @@ def _gates(picture: Picture) -> RenderableType:
 
 def _lines(lines: tuple[Line, ...]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="dim", no_wrap=True)
+    table.add_column(justify="right", style="dim", no_wrap=True, min_width=7)
     table.add_column(no_wrap=True, overflow="ellipsis")
     for line in lines:
         table.add_row(f"{line.at:.1f} s", Text(line.text, style=_TONES.get(line.tone, "")))
