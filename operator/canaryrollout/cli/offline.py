@@ -20,9 +20,9 @@ def version() -> None:
 
 
 def crd() -> None:
-    r"""Print the definition of CanaryRollouts, to be applied before the operator runs.
+    """Print the definition of CanaryRollouts, to be applied before the operator runs.
 
     \b
     canaryrollout crd | kubectl apply --server-side -f -
-    """
+    """  # noqa: D301 - a backspace is how click is told to keep lines
     typer.echo(render(), nl=False)

@@ -133,7 +133,7 @@ def run(
         LogLevel | None, _flag("--log-level", "Least important lines to log. Default: info.", OUTPUT, "log_level")
     ] = None,
 ) -> None:
-    r"""Run the operator until it is told to stop.
+    """Run the operator until it is told to stop.
 
     Settings are read once, at the start: flags come first, then environment variables (named in brackets below), then
     the file given by --config, then defaults.
@@ -164,7 +164,7 @@ def run(
       0  it was told to stop (SIGTERM or SIGINT)
       1  it could not go on; the last lines of the log say why
       2  a setting is wrong; the message says which and what would be right
-    """
+    """  # noqa: D301 - a backspace is how click is told to keep lines
     flags = {
         "kubeconfig": kubeconfig,
         "context": context,
