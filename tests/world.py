@@ -206,6 +206,8 @@ class World:
             self._act(action)
         if decision.order is Order.MESH_FIRST:
             self._write_status(decision)
+        if any(c.type == "Ready" and c.status == "True" for c in decision.status.conditions):
+            assert decision.status.stable_version == self.rollout.version, "ready before the wanted version serves"
         if decision.status.phase not in (Phase.STABLE, Phase.ROLLED_BACK):
             assert decision.again or decision.wake_at, "a wait without an end"
         return decision

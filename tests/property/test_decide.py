@@ -176,6 +176,7 @@ def test_a_route_without_subsets_is_pinned_before_the_canary_gets_traffic() -> N
     world.run(60)
     assert world.state.stable_version == "v1"
     assert world.reason == "WaitingForCanary"
+    assert world.share("v1") == 100, "else a canary would have its part of the requests as soon as it is ready"
     world.ready = {"v1": 2, "v2": 2}
     world.run(until=lambda w: w.share("v2") == 10)
     route = world.services["reviews"]["spec"]["http"][0]["route"]
@@ -183,6 +184,15 @@ def test_a_route_without_subsets_is_pinned_before_the_canary_gets_traffic() -> N
     world.run()
     assert world.phase is Phase.STABLE
     assert world.share("v2") == 100
+
+
+def test_traffic_is_not_pinned_to_a_stable_version_that_is_gone() -> None:
+    world = unsubsetted()
+    world.ready = {"v2": 2}
+    world.apply(initialStableVersion="v1")
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "StableGone")
+    assert [d["destination"].get("subset") for d in world.services["reviews"]["spec"]["http"][0]["route"]] == [None]
 
 
 class Watched(World):

@@ -216,9 +216,12 @@ class Draft:
         self.update(gates=tuple(gates))
 
     def _finish_conditions(self, phase: Phase, reason: str, message: str, *, stalled: bool) -> None:
+        # Never ready before the wanted version serves, or `kubectl wait` right after `kubectl apply` would return at once.
+        ready = phase is Phase.STABLE and self.status.stable_version == self.case.spec.version
+        moving = phase in _MOVING or (phase is Phase.STABLE and not ready)
         states = {
-            "Ready": ("True" if phase is Phase.STABLE else "False", reason, message),
-            "Reconciling": ("True" if phase in _MOVING and not stalled else "False", reason, message),
+            "Ready": ("True" if ready else "False", reason, message),
+            "Reconciling": ("True" if moving and not stalled else "False", reason, message),
             "Stalled": ("True" if stalled else "False", reason, message),
             **self._conditions,
         }

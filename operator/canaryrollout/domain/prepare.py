@@ -1,7 +1,8 @@
 """Everything that has to be true before the canary gets its first request.
 
-Make before break: the finalizer, then the subsets, then time for the mesh to learn of them, then ready endpoints, then
-a look at how many requests reach no version without the canary; only then a weight.
+Make before break: the finalizer, then the subsets, then time for the mesh to learn of them, then all traffic pinned to
+stable (a route without subsets gives every ready endpoint its part, so this comes before the canary is awaited), then
+ready endpoints, then a look at how many requests reach no version without the canary; only then a weight.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def prepare(draft: Draft) -> Decision:
     return (
         _subsets(draft)
         or _settle(draft)
-        or _await_endpoints(draft)
         or _pin(draft)
+        or _await_endpoints(draft)
         or _measure(draft)
         or _await_person(draft)
         or raise_to(draft, 100 if record.promote else steps.next_weight(case.spec, record.weight))
@@ -155,6 +156,9 @@ def _pin(draft: Draft) -> Decision | None:
     if not plain:
         return None
     names = ", ".join(route.name for route in plain)
+    if draft.case.known_gone(stable):
+        message = f"{names} cannot be pinned to {stable}: it has no ready endpoint"
+        return draft.move(Phase.BLOCKED, "StableGone", message, wake_in=draft.case.settings.poll)
     message = f"pinning {names} to {stable}, so that {draft.record.version} gets only its weight"
     return set_weights(draft, 0, Phase.PREPARING, "PinningStable", message)
 
