@@ -1,0 +1,204 @@
+"""The whole program against a real API server: it starts, watches, leads, idles, survives, and stops."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from lab.mesh import Lab
+from tests.cluster.program import Program
+from tests.cluster.shop import body, install_crd
+
+pytestmark = pytest.mark.cluster
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def namespace(apiserver: Lab) -> Iterator[str]:
+    """A namespace of its own, emptied of rollouts in the end."""
+    install_crd(apiserver)
+    name = f"shell-{next(_numbers)}"
+    apiserver.namespace(name)
+    yield name
+    apiserver.kubectl("delete", "canaryrollouts", "--all", "-n", name, "--wait=false")
+    for left in items(apiserver, name, "canaryrollouts"):
+        patch = json.dumps({"metadata": {"finalizers": None}})
+        apiserver.kubectl(
+            "patch", "canaryrollout", left["metadata"]["name"], "-n", name, "--type=merge", "-p", patch, check=False
+        )
+
+
+def items(lab: Lab, namespace: str, kind: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(lab.kubectl("get", kind, "-n", namespace, "-o", "json"))["items"]
+    return found
+
+
+def status(lab: Lab, namespace: str, name: str = "reviews") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(lab.kubectl("get", "canaryrollout", name, "-n", namespace, "-o", "json"))
+    return found.get("status") or {}
+
+
+def flags(namespace: str) -> tuple[str, ...]:
+    return ("--namespace", namespace, "--lease-namespace", namespace, "--prometheus-url", "http://127.0.0.1:9")
+
+
+def apply_mesh(lab: Lab, namespace: str) -> None:
+    """A service whose only version is v1, and routes to it."""
+    istio = "networking.istio.io/v1"
+    subset = {"name": "v1", "labels": {"version": "v1"}}
+    route = {"destination": {"host": "reviews", "subset": "v1"}}
+    documents: list[dict[str, Any]] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "spec": {"selector": {"app": "reviews"}, "ports": [{"name": "http", "port": 80}]},
+        },
+        {
+            "apiVersion": istio,
+            "kind": "WorkloadEntry",
+            "spec": {"address": "127.0.0.1", "labels": {"app": "reviews", "version": "v1"}},
+        },
+        {"apiVersion": istio, "kind": "DestinationRule", "spec": {"host": "reviews", "subsets": [subset]}},
+        {"apiVersion": istio, "kind": "VirtualService", "spec": {"hosts": ["reviews"], "http": [{"route": [route]}]}},
+    ]
+    for document in documents:
+        document["metadata"] = {"name": "reviews", "namespace": namespace}
+    lab.apply(*documents)
+
+
+def apply_rollout(lab: Lab, namespace: str, name: str = "reviews", **spec: Any) -> None:
+    document = body(name, **spec)
+    document["metadata"]["namespace"] = namespace
+    lab.apply(document)
+
+
+def test_it_starts_watches_answers_and_stops(apiserver: Lab, namespace: str) -> None:
+    apply_rollout(apiserver, namespace)
+    with Program(apiserver.kubeconfig, *flags(namespace)) as program:
+        program.wait_ready()
+        assert program.probe("/healthz") == (200, "ok")
+        program.wait(lambda: status(apiserver, namespace).get("phase") == "Blocked", "seen at the start")
+        apply_rollout(apiserver, namespace, "ratings")
+        program.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "seen later", 5)
+        assert program.metrics()[("canaryrollout_rollouts", "Blocked")] == 2
+        apiserver.kubectl("delete", "canaryrollout", "ratings", "-n", namespace)
+        program.wait(lambda: program.metrics().get(("canaryrollout_rollouts", "Blocked")) == 1, "deleted", 5)
+        lines = [line for line in program.log if line.get("rollout") == f"{namespace}/reviews"]
+        assert lines, "what it says about a rollout carries its key"
+        code, seconds = program.stop()
+        assert code == 0
+        assert seconds < 5
+    assert [line for line in program.log if line["level"] in ("error", "critical", "unreadable")] == []
+    (lease,) = items(apiserver, namespace, "leases")
+    assert lease["spec"]["holderIdentity"] == "", "the lease was given back"
+
+
+def requests_so_far(lab: Lab) -> dict[str, int]:
+    """Count what the API server has answered about rollouts, mesh objects and endpoints, by verb and resource."""
+    counted: dict[str, int] = {}
+    for line in lab.kubectl("get", "--raw", "/metrics").splitlines():
+        if line.startswith("apiserver_request_total{"):
+            labels = dict(part.split("=", 1) for part in line[line.index("{") + 1 : line.index("}")].split(","))
+            resource, verb = labels["resource"].strip('"'), labels["verb"].strip('"')
+            if resource in RESOURCES:
+                counted[f"{verb} {resource}"] = counted.get(f"{verb} {resource}", 0) + int(float(line.split()[-1]))
+    return counted
+
+
+RESOURCES = (
+    "canaryrollouts",
+    "virtualservices",
+    "destinationrules",
+    "services",
+    "endpointslices",
+    "workloadentries",
+    "pods",
+    "events",
+)
+
+
+def test_a_rollout_at_rest_costs_no_request_between_resyncs(apiserver: Lab, namespace: str) -> None:
+    apply_mesh(apiserver, namespace)
+    apply_rollout(apiserver, namespace, version="v1")
+    with Program(apiserver.kubeconfig, *flags(namespace), "--resync", "1h") as program:
+        program.wait(lambda: status(apiserver, namespace).get("phase") == "Stable", "Stable")
+        time.sleep(2)
+        before, passes = requests_so_far(apiserver), figures(program)
+        time.sleep(6)
+        assert figures(program) == passes
+        after = requests_so_far(apiserver)
+        cost = {what: after[what] - before.get(what, 0) for what in after if after[what] != before.get(what, 0)}
+        print(f"a Stable rollout, 6 s between resyncs: {cost or 'no request'}")
+        assert cost == {}
+
+
+def figures(program: Program) -> dict[tuple[str, ...], float]:
+    """What it does about rollouts: passes, requests but for the lease, and queries."""
+    return {
+        key: value
+        for key, value in program.metrics().items()
+        if key[0]
+        in (
+            "canaryrollout_passes_total",
+            "canaryrollout_kubernetes_requests_total",
+            "canaryrollout_prometheus_queries_total",
+        )
+        and not any("leases" in label for label in key)
+    }
+
+
+def test_a_resync_notices_what_no_watch_tells(apiserver: Lab, namespace: str) -> None:
+    apply_mesh(apiserver, namespace)
+    apply_rollout(apiserver, namespace, version="v1")
+    with Program(apiserver.kubeconfig, *flags(namespace), "--resync", "3s") as program:
+        program.wait(lambda: status(apiserver, namespace).get("phase") == "Stable", "Stable")
+        apiserver.kubectl("delete", "virtualservice", "reviews", "-n", namespace)
+        program.wait(lambda: status(apiserver, namespace)["phase"] == "Blocked", "noticed by a resync", 6)
+
+
+def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: str) -> None:
+    apply_rollout(apiserver, namespace)
+    with Program(apiserver.kubeconfig, *flags(namespace)) as first:
+        first.wait(lambda: first.leads, "the first leads")
+        first.wait(lambda: status(apiserver, namespace).get("phase") == "Blocked", "worked on")
+        with Program(apiserver.kubeconfig, *flags(namespace)) as second:
+            second.wait_ready()
+            second.wait(lambda: second.metrics().get(("canaryrollout_rollouts", "Blocked")) == 1, "it has seen it")
+            assert not second.leads
+            assert second.probe("/healthz") == (200, "ok"), "a follower is alive"
+            assert ("canaryrollout_passes_total", "acted") not in second.metrics(), "a follower does nothing"
+            first.stop()
+            handover = second.wait(lambda: second.leads, "handed over", 3)
+            with Program(apiserver.kubeconfig, *flags(namespace)) as third:
+                third.wait_ready()
+                second.process.kill()
+                takeover = third.wait(lambda: third.leads, "taken over", 20)
+                print(f"handed over after {handover:.1f} s, taken over after a crash within {takeover:.1f} s")
+                apply_rollout(apiserver, namespace, "ratings")
+                third.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it works", 5)
+
+
+def test_an_outage_of_the_api_server_loses_nothing(apiserver: Lab, namespace: str) -> None:
+    apply_rollout(apiserver, namespace)
+    with Program(apiserver.kubeconfig, *flags(namespace)) as program:
+        program.wait(lambda: status(apiserver, namespace).get("phase") == "Blocked", "worked on")
+        apiserver.stop("kube-apiserver")
+        program.wait(lambda: program.said("lease not reachable"), "it notices", 10)
+        assert program.probe("/healthz") == (200, "ok"), "a restart would not help"
+        apiserver.start("kube-apiserver")
+        apply_rollout(apiserver, namespace, "ratings")
+        program.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it goes on", 45)
+
+
+def test_an_address_that_is_taken_ends_it_with_status_1(apiserver: Lab, namespace: str) -> None:
+    with Program(apiserver.kubeconfig, *flags(namespace)) as first:
+        port = first.url.rpartition(":")[2]
+        with Program(apiserver.kubeconfig, *flags(namespace), "--http-port", port) as second:
+            assert second.process.wait(30) == 1
+            assert port in second.said("giving up")[0]["error"]
