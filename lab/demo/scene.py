@@ -128,7 +128,7 @@ def rollout(version: str) -> dict[str, Any]:
             "version": version,
             "host": NAME,
             "istio": {"virtualServices": services, "destinationRule": {"name": NAME}},
-            "steps": [{"weight": 10, "hold": "8s"}, {"weight": 30}, {"weight": 50}, {"weight": 100}],
+            "steps": [{"weight": 10, "hold": "8s"}, {"weight": 30}, {"weight": 50, "hold": "8s"}, {"weight": 100}],
             "hold": "4s",
             "analysis": {
                 "interval": format_duration(INTERVAL),

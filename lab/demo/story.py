@@ -42,7 +42,7 @@ PATIENCE_SECONDS: Final = 90.0
 """A story that is not over by then is given up; its outcome is what is found."""
 WARM_UP_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 1.0
-EXPECTED_SECONDS: Final = 80.0
+EXPECTED_SECONDS: Final = 85.0
 """How long the stories take together, usually."""
 LONGEST_PAUSE_SECONDS: Final = 1.0
 """The replayed gate must have been asked at least this often."""

@@ -24,9 +24,11 @@ PLAIN_SECONDS: Final = 2.0
 """How often a plain log hears how things stand."""
 OTHER_ROWS: Final = 21
 """Rows of the picture beside its lines of events."""
+COMFORTABLE: Final = 100
+"""From this width on there is room between columns."""
+LONGEST_BAR: Final = 30
 
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
-_BAR: Final = 30
 _PHASES: Final = {
     Phase.STABLE: "bold green",
     Phase.PREPARING: "cyan",
@@ -145,7 +147,7 @@ def standing(picture: Picture) -> str:
 def render(picture: Picture, size: ConsoleDimensions) -> RenderableType:
     """The whole picture, as far as it fits."""
     parts: list[RenderableType] = [_head(picture), Text()]
-    parts.append(_versions(picture))
+    parts.append(_versions(picture, size.width))
     if picture.history:
         parts += [Text(), _history(picture, size.width)]
     parts += [Text(), _state(picture)]
@@ -168,30 +170,33 @@ def _head(picture: Picture) -> RenderableType:
     return Group(table, ProgressBar(total=picture.expected or 1, completed=done))
 
 
-def _versions(picture: Picture) -> RenderableType:
-    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), header_style="dim")
+def _versions(picture: Picture, width: int) -> RenderableType:
+    gap = 2 if width >= COMFORTABLE else 1
+    bar = max(8, min(LONGEST_BAR, width - 76))
+    table = Table(box=None, expand=True, padding=(0, gap, 0, 0), header_style="dim")
     for name, side in (
         ("version", "left"), ("", "left"), ("weight", "right"), ("share", "left"), ("", "right"), ("req/s", "right"),
         ("errors", "right"), ("p50", "right"), ("p99", "right"),
     ):  # fmt: skip
         table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
     for traffic in picture.traffic:
-        table.add_row(*_version(traffic))
+        table.add_row(*_version(traffic, bar))
     lost = Text(f"{picture.lost}", style="bold red" if picture.lost else "green")
     table.caption = Text.assemble(f"{picture.sent} requests sent, ", lost, " lost by the mesh")
     table.caption_justify = "left"
     return table
 
 
-def _version(traffic: Traffic) -> tuple[RenderableType, ...]:
+def _version(traffic: Traffic, bar: int) -> tuple[RenderableType, ...]:
     color = _ROLES.get(traffic.role, "dim")
     errors = Text(f"{traffic.errors:.1%}", style="red" if traffic.errors > 0 else "")
+    filled = round(bar * traffic.share)
     slow = traffic.p99 is not None and traffic.p99 > 500
     return (
         Text(traffic.version, style=f"bold {color}"),
         Text(traffic.role, style=color),
         f"{traffic.weight} %",
-        Text.assemble(("█" * round(_BAR * traffic.share), color), ("·" * (_BAR - round(_BAR * traffic.share)), "dim")),
+        Text.assemble(("█" * filled, color), ("·" * (bar - filled), "dim")),
         f"{traffic.share:.1%}",
         f"{traffic.rate:.0f}",
         errors,
