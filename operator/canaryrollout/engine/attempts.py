@@ -81,8 +81,10 @@ class Attempts:
             return timedelta()
         return timedelta(seconds=offset - self.offset)
 
-    def succeeded(self, offset: float) -> None:
-        """Start counting anew after a pass that ended well."""
+    def succeeded(self, offset: float, *, idle: bool) -> None:
+        """Start counting anew after a pass that ended well; what failed is forgotten once nothing is to be done."""
+        if idle:
+            self.failures.clear()
         self.failed = 0
         self.conflicts = 0
         self.refetch = False

@@ -201,7 +201,7 @@ class Worker:
             return Outcome.NOT_LEADING
         if not result.well:
             return self._failed(key, attempts, decision, result)
-        attempts.succeeded(now.timestamp() - self._parts.clock.monotonic())
+        attempts.succeeded(now.timestamp() - self._parts.clock.monotonic(), idle=not result.tried)
         self._schedule_next(key, attempts, decision)
         return Outcome.ACTED if result.tried else Outcome.UNCHANGED
 
