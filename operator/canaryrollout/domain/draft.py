@@ -216,7 +216,7 @@ class Draft:
         self.update(gates=tuple(gates))
 
     def _finish_conditions(self, phase: Phase, reason: str, message: str, *, stalled: bool) -> None:
-        # Never ready before the wanted version serves, or `kubectl wait` right after `kubectl apply` would return at once.
+        # Not ready before the wanted version serves, or `kubectl wait` right after `kubectl apply` would return at once.
         ready = phase is Phase.STABLE and self.status.stable_version == self.case.spec.version
         moving = phase in _MOVING or (phase is Phase.STABLE and not ready)
         states = {
