@@ -16,7 +16,8 @@ RUN /opt/build/bin/hatchling build -t wheel -d /src/dist \
 
 FROM ${BASE}
 COPY --from=build /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# USER, because the number below (or the one that a platform chooses) has no name in /etc/passwd, and libraries ask for one.
+ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 USER=canaryrollout HOME=/tmp
 # A number, so that Kubernetes can see by itself that it is not root.
 USER 65532:65532
 EXPOSE 8080
