@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.naming import fqdn
-from lab.backends import Backend, service
+from lab.backends import Backend, service, workload_entry
 from lab.demo.checks import interval
 from lab.demo.facts import StepFacts
 from lab.demo.measure import Routing, between, difference, requests_of, status_of, steps_of
@@ -87,10 +87,15 @@ class Service:
 
     # --- what a user does -------------------------------------------------------------------------------------------
 
-    def run(self, *versions: str, **mode: Any) -> None:
-        """Start an endpoint of each version."""
-        for version in versions:
-            self.backends[version] = self.place.lab.backend(self.place.namespace, self.name, version, **mode)
+    def run(self, version: str) -> None:
+        """Start an endpoint of a version and make it known to the mesh."""
+        self.place.lab.apply(self.start(version))
+
+    def start(self, version: str) -> dict[str, Any]:
+        """Start an endpoint of a version, and return the WorkloadEntry that would make it known."""
+        backend = self.place.lab.backend(self.place.namespace, self.name, version, register=False)
+        self.backends[version] = backend
+        return workload_entry(backend, int(backend.url.rpartition(":")[2]))
 
     def send(self, rate: float, path: str = "/") -> BackgroundLoad:
         """Begin to send so many requests a second; the load ends with the test."""
@@ -335,11 +340,12 @@ class Place:
         outside = tuple(external) or (next(iter(http)),)
         made = Service(self, name, routes or dict.fromkeys(http, ()))
         self.services.append(made)
-        made.run(*versions)
+        entries = [made.start(version) for version in versions]
         if subsets is None:
             subsets = [{"name": stable, "labels": {"version": stable}}]
         rule = {"host": rule_host or name, **({"subsets": list(subsets)} if subsets else {})}
         self.lab.apply(
+            *entries,
             service(self.namespace, name),
             self._object("DestinationRule", name, rule),
             *(
@@ -368,7 +374,7 @@ class Place:
         run = self.lab.kubectl
         run("delete", "canaryrollouts", "--all", "-n", self.namespace, "--timeout=30s")
         kinds = "virtualservices,destinationrules,services,workloadentries"
-        run("delete", kinds, "--all", "-n", self.namespace, "--timeout=30s")
+        run("delete", kinds, "--all", "-n", self.namespace, "--wait=false")
         self.witness.stop()
         for made in self.services:
             for backend in made.backends.values():
