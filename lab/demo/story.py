@@ -40,6 +40,7 @@ LATENCY_MS: Final = 800.0
 LATENCY_RATE: Final = 0.5
 PATIENCE_SECONDS: Final = 90.0
 """A story that is not over by then is given up; its outcome is what is found."""
+LOOK_SECONDS: Final = 0.2
 WARM_UP_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 1.0
 EXPECTED_SECONDS: Final = 85.0
@@ -104,7 +105,8 @@ class Stage:
     lines: list[Line] = field(default_factory=list)
     _past: Past = field(default_factory=Past)
     _events: int = 0
-    _checked: float = 0.0
+    _checked_at: float = 0.0
+    _looked_at: float = 0.0
 
     def now(self) -> float:
         """Seconds since the epoch, on the clock of the requests."""
@@ -115,33 +117,38 @@ class Stage:
         self.lines.append(Line((at or self.now()) - self.began_at, text, tone))
 
     def look(self, story: Story, number: int) -> None:
-        """Show how things stand, and see to it that everything is still alive."""
-        if time.monotonic() - self._checked > 1.0:
-            self._checked = time.monotonic()
+        """Show how things stand some times a second, and see to it once a second that everything is still alive."""
+        now = self.now()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        if now - self._checked_at > 1.0:
+            self._checked_at = now
             self.lab.check_alive()
             if not self.operator.alive(scene.OPERATOR):
                 raise PartFailed(scene.OPERATOR, self.operator.obituary(scene.OPERATOR, "died"))
         new = self.witness.since(EVENT, self._events)
         self._events += len(new)
         self.lines += [event_line(seen.document, seen.at - self.began_at) for seen in new]
+        self.view.show(self._picture(story, number, now))
+
+    def _picture(self, story: Story, number: int, now: float) -> Picture:
         status = status_of(self.witness.latest(ROLLOUT, scene.NAME))
-        records, now = self.load.records, self.now()
+        records = self.load.records
         traffic = traffic_of(records, status, scene.VERSIONS, now)
-        self.view.show(
-            Picture(
-                elapsed=now - self.began_at,
-                expected=EXPECTED_SECONDS,
-                number=number,
-                of=len(STORIES),
-                title=story.title,
-                tells=story.tells,
-                status=status,
-                traffic=traffic,
-                history=self._past.note(traffic, now),
-                lines=tuple(sorted(self.lines, key=lambda line: line.at)),
-                sent=len(records),
-                lost=sum(record.version is None for record in records),
-            )
+        return Picture(
+            elapsed=now - self.began_at,
+            expected=EXPECTED_SECONDS,
+            number=number,
+            of=len(STORIES),
+            title=story.title,
+            tells=story.tells,
+            status=status,
+            traffic=traffic,
+            history=self._past.note(traffic, now),
+            lines=tuple(sorted(self.lines, key=lambda line: line.at)),
+            sent=len(records),
+            lost=sum(record.version is None for record in records),
         )
 
 
