@@ -144,7 +144,7 @@ async def test_all_rollouts_in_scope_are_listed_and_no_others(apiserver: Lab) ->
         for n in range(3):
             await shop.create(body(f"r{n}"))
         await other.create(body("elsewhere"))
-        assert {known.identity.name for known in await shop.store.list()} == {"r0", "r1", "r2"}
+        assert {known.identity.name async for known in shop.store.list()} == {"r0", "r1", "r2"}
 
 
 class Hands:

@@ -11,7 +11,7 @@ alone what others wrote.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,6 +39,7 @@ __all__ = [
 FIELD_MANAGER: Final = "canaryrollout"
 TIMEOUT: Final = ClientTimeout(total=10, connect=3)
 PAGE: Final = 500
+EXPIRED: Final = 410
 
 JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
@@ -46,6 +47,7 @@ _JSON: Final = "application/json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
 
 Document = dict[str, Any]
+Page = list[Document]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,26 +232,35 @@ class KubeClient:
             ApiError: If they could not be read.
             Gone: If the kind is not served.
         """
-        query = [("limit", str(PAGE))]
+        try:
+            return [item async for page in self.pages(resource, namespace, labels, metadata_only) for item in page]
+        except ApiError as error:
+            if error.status != EXPIRED:
+                raise
+        # The list went stale between two pages: ask for all at once.
+        return [item async for page in self.pages(resource, namespace, labels, metadata_only, limit=0) for item in page]
+
+    async def pages(
+        self,
+        resource: Resource,
+        namespace: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata_only: bool = False,
+        limit: int = PAGE,
+    ) -> AsyncIterator[Page]:
+        """Read all objects of a kind, ``limit`` (0: all) at a time; arguments and errors as for `list`."""
+        query = [("limit", str(limit))] if limit else []
         if labels:
             query.append(("labelSelector", ",".join(f"{key}={value}" for key, value in sorted(labels.items()))))
         accept = _METADATA_ONLY if metadata_only else _JSON
-        path = resource.path(namespace)
-        items: list[Document] = []
-        token = ""
+        path, token = resource.path(namespace), ""
         while True:
             page = [*query, ("continue", token)] if token else query
-            try:
-                answer = await self._send("list", resource, namespace, "", path, query=page, accept=accept)
-            except ApiError as error:
-                if error.status != 410 or not token:
-                    raise
-                items, token, query = [], "", query[1:]  # the list went stale between two pages: ask for all at once
-                continue
-            items += answer.get("items") or []
+            answer = await self._send("list", resource, namespace, "", path, query=page, accept=accept)
+            yield answer.get("items") or []
             token = answer.get("metadata", {}).get("continue") or ""
             if not token:
-                return items
+                return
 
     async def json_patch(
         self,

@@ -6,10 +6,10 @@ written, be it a user, another replica, or this one before it was paused.
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator
 
 from canaryrollout.adapters.events import Recorder
-from canaryrollout.adapters.kube import KubeClient
+from canaryrollout.adapters.kube import EXPIRED, ApiError, KubeClient
 from canaryrollout.adapters.rollouts import CANARYROLLOUTS, finalizer_patch, rollout_of, status_patch
 from canaryrollout.api.status import CanaryRolloutStatus
 from canaryrollout.domain.decision import Event
@@ -37,11 +37,18 @@ class KubernetesStore:
         body = await self._client.get(CANARYROLLOUTS, namespace, name)
         return None if body is None else rollout_of(body)
 
-    async def list(self) -> list[Rollout]:
-        """Read all rollouts in scope, page by page."""
-        scopes = self._namespaces or (None,)
-        found = await asyncio.gather(*(self._client.list(CANARYROLLOUTS, scope) for scope in scopes))
-        return [rollout_of(body) for bodies in found for body in bodies]
+    async def list(self) -> AsyncIterator[Rollout]:
+        """Read all rollouts in scope, page by page, so that no more than a page is in memory at a time."""
+        for scope in self._namespaces or (None,):
+            try:
+                async for page in self._client.pages(CANARYROLLOUTS, scope):
+                    for body in page:
+                        yield rollout_of(body)
+            except ApiError as error:
+                if error.status != EXPIRED:
+                    raise
+                for body in await self._client.list(CANARYROLLOUTS, scope):  # begun anew; seeing one twice is harmless
+                    yield rollout_of(body)
 
     async def write_status(self, rollout: Rollout, status: CanaryRolloutStatus, permit: Permit) -> Rollout:
         """Write a status, guarded by ``rollout.resource_version``; raises `Conflict` or `Gone`."""

@@ -192,7 +192,7 @@ class Engine:
             Exception: Whatever the store raises; nothing is forgotten then.
         """
         mark = self._registry.begin_sweep()
-        for rollout in await self._ports.store.list():
+        async for rollout in self._ports.store.list():
             self.seen(rollout)
         for key in self._registry.unmarked(mark):
             _log.info("rollout vanished unseen", rollout=key)

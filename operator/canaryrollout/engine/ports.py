@@ -7,7 +7,7 @@ request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -55,8 +55,8 @@ class RolloutStore(Protocol):
         """Read one rollout now; ``None`` when it does not exist."""
         ...
 
-    async def list(self) -> Iterable[Rollout]:
-        """Read all rollouts in scope, page by page."""
+    def list(self) -> AsyncIterator[Rollout]:
+        """Read all rollouts in scope, page by page; one may come twice."""
         ...
 
     async def write_status(self, rollout: Rollout, status: CanaryRolloutStatus, permit: Permit) -> Rollout:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -100,9 +100,10 @@ class World:
         await self._call("get", key)
         return self.objects.get(key)
 
-    async def list(self) -> Iterable[Rollout]:
+    async def list(self) -> AsyncIterator[Rollout]:
         await self._call("list", "")
-        return list(self.objects.values())
+        for known in tuple(self.objects.values()):
+            yield known
 
     def _guard(self, known: Rollout) -> None:
         present = self.objects.get(known.identity.key)
