@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 SPEC: dict[str, Any] = {
@@ -41,8 +42,14 @@ SPEC: dict[str, Any] = {
 }
 """A spec that names every field."""
 
-REMOVED = object()
-"""In place of a value: the field is left out."""
+
+class Removed(Enum):
+    """In place of a value: the field is left out. An enum, so that every process names the test alike."""
+
+    REMOVED = "removed"
+
+
+REMOVED = Removed.REMOVED
 
 
 @dataclass(frozen=True)
