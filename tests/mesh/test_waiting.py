@@ -1,0 +1,78 @@
+"""Too little is known: the canary stays where it is, says why with its numbers, and is not taken back for it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from canaryrollout.api.status import Phase
+from lab.demo.watch import VIRTUAL_SERVICE
+from tests.mesh.place import Place
+
+pytestmark = pytest.mark.mesh
+
+LONG_ENOUGH_SECONDS = 8.0
+"""Several intervals of analysis."""
+
+
+def test_a_step_without_evidence_holds_and_says_so(place: Place) -> None:
+    """One service without any request, one with a few, and one whose owner wants no data to mean no."""
+    silent, quiet, strict = (place.service(name) for name in ("silent", "quiet", "strict"))
+    quiet.send(6)
+    silent.apply("v2", steps=[{"weight": 30}, {"weight": 100}])
+    quiet.apply("v2", steps=[{"weight": 50}, {"weight": 100}], analysis={"minRequests": 5000})
+    strict.apply("v2", steps=[{"weight": 30}, {"weight": 100}], analysis={"onNoData": "Rollback"})
+
+    silent.until_phase(Phase.PROGRESSING, "NoData")
+    assert silent.status.message == "v2 at 30 %: Prometheus has no series of the canary"
+    assert silent.status.verdict == "Inconclusive"
+    assert silent.condition("TrafficConverged") == ("Unknown", "TooLittleTraffic")
+    quiet.until_phase(Phase.PROGRESSING, "LowSample")
+    assert "of 5000 requests of the canary so far" in quiet.status.message
+    assert quiet.condition("TrafficConverged") == ("True", "Converged")
+
+    held = time.monotonic() + LONG_ENOUGH_SECONDS
+    strict.until_taken_back("NoData")
+    assert "onNoData is Rollback" in strict.event("NoData")["note"]
+    strict.assert_restored()
+    time.sleep(max(0.0, held - time.monotonic()))
+    for service, reason, weight in ((silent, "NoData", 30), (quiet, "LowSample", 50)):
+        assert (service.status.phase, service.reason, service.status.weight) == (Phase.PROGRESSING, reason, weight)
+        assert len(service.seen(VIRTUAL_SERVICE)) == 2
+        assert [event["type"] for event in service.events()] == ["Normal"] * len(service.events())
+
+    silent.send(40)
+    quiet.patch(analysis={"minRequests": 10})
+    silent.until_promoted("v2")
+    quiet.until_promoted("v2")
+    quiet.assert_nothing_lost()
+
+
+def test_an_outage_of_prometheus_holds_and_hinders_no_way_back(place: Place) -> None:
+    held, aborted = (place.service(name) for name in ("held", "aborted"))
+    ladder = [{"weight": 30, "hold": "5s"}, {"weight": 100}]
+    for service in (held, aborted):
+        service.send(30)
+        service.apply("v2", steps=ladder)
+    for service in (held, aborted):
+        service.until_weight(30)
+    place.lab.stop("prometheus")
+    try:
+        for service in (held, aborted):
+            service.until(lambda s=service: s.condition("AnalysisHealthy") == ("False", "ProviderError"), "an error")
+            assert service.status.phase is Phase.PROGRESSING
+        assert held.reason in ("Converging", "ProviderError")
+        assert "Connection refused" in next(
+            condition.message for condition in held.status.conditions if condition.type == "AnalysisHealthy"
+        )
+        aborted.command("abort/v2/1")
+        aborted.until_taken_back("Aborted")
+        aborted.assert_restored()
+        assert held.weights() == {"v1": 70, "v2": 30}
+    finally:
+        place.lab.start("prometheus")
+    held.until_promoted("v2")
+    assert held.condition("Ready")[0] == "True"
+    for service in (held, aborted):
+        service.assert_nothing_lost()
