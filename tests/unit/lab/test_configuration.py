@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from fractions import Fraction
 from math import comb
@@ -123,7 +124,7 @@ def test_state_survives_and_is_private(tmp_path: Path) -> None:
 def test_lock_names_its_holder(tmp_path: Path) -> None:
     first, second = Lock(tmp_path / "mine"), Lock(tmp_path / "mine")
     first.acquire()
-    with pytest.raises(LabError, match=r"the lab 'mine' is being used by process \d+ \(.*pytest.*\)"):
+    with pytest.raises(LabError, match=rf"the lab 'mine' is being used by process {os.getpid()} \(.*python.*\)"):
         second.acquire()
     first.release()
     second.acquire()
