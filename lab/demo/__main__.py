@@ -44,8 +44,8 @@ def demo(
 ) -> None:
     """Play three rollouts on a real mesh under constant load, and check what was promised.
 
-    A good version is promoted; one that fails and one that becomes slow are taken back. It takes about three minutes
-    once the lab's tools are built, and ends with exit status 1, saying why, unless every promise held.
+    A good version is promoted; one that fails and one that becomes slow are taken back. It takes about two minutes once
+    the lab's tools are built, and ends with exit status 1, saying why, unless every promise held.
     """
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -14,6 +14,8 @@ from lab.selfcheck import CONFIDENCE, binomial_interval
 
 REACTION_SECONDS: Final = 1.0
 """What a rollback may take beyond one analysis interval."""
+SHOWN: Final = 3
+"""How many mismatches of one kind are spelled out; the report has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ def _undo(demo: DemoFacts) -> Check:
     if not undo.moments:
         return Check("all", promise, False, "nothing was looked at")
     found = f"{undo.moments} versions of objects and records"
-    return Check("all", promise, not undo.mismatches, "; ".join([found, *undo.mismatches]))
+    rest = len(undo.mismatches) - SHOWN
+    shown = [*undo.mismatches[:SHOWN], *([f"and {rest} more"] if rest > 0 else [])]
+    return Check("all", promise, not undo.mismatches, "; ".join([found, *shown]))
 
 
 def _witness(demo: DemoFacts) -> Check:

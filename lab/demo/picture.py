@@ -76,7 +76,6 @@ class Picture:
         lines: What happened, oldest first.
         sent: Requests so far.
         lost: Requests that reached no version so far.
-        visible: What the replayed gate says now; empty where it is not asked.
     """
 
     elapsed: float
@@ -91,7 +90,6 @@ class Picture:
     lines: tuple[Line, ...] = ()
     sent: int = 0
     lost: int = 0
-    visible: str = ""
 
     @property
     def canary(self) -> Traffic | None:

@@ -69,7 +69,8 @@ class View(Protocol):
 
 def view(console: Console, *, plain: bool) -> View:
     """The right view for a console."""
-    return PlainView(console) if plain or not console.is_terminal else LiveView(console)
+    lines = plain or not console.is_terminal or console.is_dumb_terminal
+    return PlainView(console) if lines else LiveView(console)
 
 
 class LiveView(AbstractContextManager["LiveView"]):
