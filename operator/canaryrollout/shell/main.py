@@ -56,6 +56,13 @@ class Operator:
     telemetry: PrometheusTelemetry
     registry: CollectorRegistry
     watch: Watch | None = None
+    campaign: asyncio.Task[None] | None = None
+
+    def stuck(self) -> str:
+        """Return why this replica does not get on with its work; empty while it does."""
+        if self.campaign is not None and self.campaign.done():
+            return "the election has ended by itself"
+        return self.engine.stuck()
 
     def unready(self) -> str:
         """Return why this replica is not ready; empty when it is."""
@@ -143,7 +150,7 @@ async def _assemble(settings: Settings) -> AsyncIterator[Operator]:
 async def _serving(operator: Operator, settings: Settings) -> AsyncIterator[None]:
     """Answer probes and show metrics."""
     host = settings.http_host or ("0.0.0.0" if in_a_pod() else "127.0.0.1")  # noqa: S104 - the kubelet asks from outside
-    app = application(operator.registry, operator.engine.stuck, operator.unready)
+    app = application(operator.registry, operator.stuck, operator.unready)
     server = HttpServer(app, host, settings.http_port)
     try:
         _log.info("serving probes and metrics", address=await server.start())
@@ -183,7 +190,7 @@ async def _campaigning(operator: Operator) -> AsyncIterator[None]:
         operator.engine.lead(True)
         yield
         return
-    campaign = asyncio.create_task(operator.elector.run(), name="elector")
+    operator.campaign = campaign = asyncio.create_task(operator.elector.run(), name="elector")
     try:
         yield
     finally:
