@@ -77,6 +77,10 @@ class RealNodeLab(Lab):
         """Take away all that the node left on this machine."""
         host.release(self.dir)
 
+    def _tools(self) -> set[str]:
+        # Charts are what this tier is for.
+        return super()._tools() | {"helm"}
+
     def _start(self, *, standing: bool) -> None:
         if reason := host.why_not():
             raise LabError(reason)

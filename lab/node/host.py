@@ -60,6 +60,9 @@ _SETTINGS = (
 )
 """Kernel settings, below /proc/sys, that kubelet, kube-proxy or the bridge plugin change."""
 
+_DIRECTORIES = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers")
+"""What kubelet and plugins make where no setting moves it."""
+
 
 def why_not() -> str:
     """Why this machine cannot carry a real node, for people; empty where it can."""
@@ -109,7 +112,8 @@ def claim(owner: Path) -> None:
         raise LabError(f"this machine seems to be a Kubernetes node: iptables has the chain {chains[0][2]}")
     RUN.mkdir(mode=0o700, exist_ok=True)
     settings = {name: _setting(name).read_text().strip() for name in _SETTINGS if _setting(name).exists()}
-    _CLAIM.write_text(json.dumps({"owner": str(owner), "settings": settings}))
+    absent = [directory for directory in _DIRECTORIES if not Path(directory).exists()]
+    _CLAIM.write_text(json.dumps({"owner": str(owner), "settings": settings, "absent": absent}))
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     run("ip", "address", "add", f"{HOST_ADDRESS}/{POD_NETWORK.partition('/')[2]}", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
@@ -132,9 +136,12 @@ def release(owner: Path) -> None:
         run("ip", "link", "delete", BRIDGE)
     _remove_chains()
     _remove_control_groups()
-    for name, value in json.loads(_CLAIM.read_text())["settings"].items():
+    before = json.loads(_CLAIM.read_text())
+    for name, value in before["settings"].items():
         with contextlib.suppress(OSError):  # some may only grow
             _setting(name).write_text(value)
+    for directory in before["absent"]:
+        shutil.rmtree(directory, ignore_errors=True)
     shutil.rmtree(RUN)
 
 

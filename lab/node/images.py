@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lab.errors import LabError, ToolError
 from lab.node.host import run
@@ -61,10 +62,10 @@ def archive(progress: Progress) -> Path:
                 _Image(PAUSE, scratch, f'FROM {_BASE}\nENTRYPOINT ["/bin/sleep", "infinity"]\n'),
             )
             ids = [_build(image, settings, scratch) for image in images]
-        target = cache_dir() / "images" / hashlib.sha256("".join(ids).encode()).hexdigest()[:16] / "images.tar"
-        if not target.is_file():
-            with progress.working("packing the images"):
-                _pack({image.name: image_id for image, image_id in zip(images, ids, strict=True)}, scratch, target)
+    target = cache_dir() / "images" / f"{hashlib.sha256(''.join(ids).encode()).hexdigest()[:16]}.tar"
+    if not target.is_file():
+        with progress.working("packing the images"):
+            _pack({image.name: image_id for image, image_id in zip(images, ids, strict=True)}, target)
     return target
 
 
@@ -203,9 +204,14 @@ def _pip_settings(scratch: Path) -> list[str]:
 # --- Packing --------------------------------------------------------------------------------------------------------
 
 
-def _pack(images: dict[str, str], scratch: Path, target: Path) -> None:
-    """Write images into one OCI archive, in which the layers that they share lie once."""
-    layout = scratch / "layout"
+def _pack(images: dict[str, str], target: Path) -> None:
+    """Write images, by name, into one OCI archive, in which the layers that they share lie once.
+
+    The layout that it is made from stays, because writing a layer anew takes longer than seeing that it is there.
+    """
+    layout = cache_dir() / "images" / "layout"
+    layout.mkdir(parents=True, exist_ok=True)
+    (layout / "index.json").unlink(missing_ok=True)
     for name, image_id in images.items():
         destination = f"oci:{layout}:{name.replace(':', '-')}"
         _logged("pack", _buildah("push", "--disable-compression", image_id, destination))
@@ -215,10 +221,23 @@ def _pack(images: dict[str, str], scratch: Path, target: Path) -> None:
         name = names[manifest["annotations"]["org.opencontainers.image.ref.name"]]
         # What an image without a registry's name is taken for.
         manifest["annotations"] = {"io.containerd.image.name": f"docker.io/library/{name}"}
+    blobs = {f"blobs/{digest.replace(':', '/')}" for digest in _digests(index, layout)}
+    for old in layout.glob("blobs/*/*"):
+        if str(old.relative_to(layout)) not in blobs:
+            old.unlink()
     (layout / "index.json").write_text(json.dumps(index))
-    shutil.rmtree(cache_dir() / "images", ignore_errors=True)  # only the latest is of use
-    target.parent.mkdir(parents=True)
+    for path in (cache_dir() / "images").glob("*.tar"):
+        path.unlink()  # only the latest is of use
     with tarfile.open(target.with_suffix(".part"), "w") as tar:
-        for path in sorted(layout.iterdir()):
-            tar.add(path, path.name)
+        for member in ("oci-layout", "index.json", *sorted(blobs)):
+            tar.add(layout / member, member)
     target.with_suffix(".part").rename(target)
+
+
+def _digests(index: dict[str, Any], layout: Path) -> Iterator[str]:
+    """Digests of everything that an index refers to."""
+    for entry in index["manifests"]:
+        yield entry["digest"]
+        manifest = json.loads((layout / "blobs" / entry["digest"].replace(":", "/")).read_text())
+        yield manifest["config"]["digest"]
+        yield from (layer["digest"] for layer in manifest["layers"])

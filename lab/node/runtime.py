@@ -93,7 +93,7 @@ conf_dir = "{plugins}"
 
 def _kubelet(site: Site) -> Command:
     config = site.directory / "kubelet.yaml"
-    config.write_text(yaml.safe_dump(kubelet_config(site.ports["kubelet.https"], site.data("static-pods"))))
+    config.write_text(yaml.safe_dump(kubelet_config(site)))
     return Command(
         (
             str(site.tools["kubelet"]), f"--config={config}", f"--kubeconfig={site.kubeconfig()}",
@@ -103,16 +103,16 @@ def _kubelet(site: Site) -> Command:
     )  # fmt: skip
 
 
-def kubelet_config(port: int, static_pods: Path) -> dict[str, Any]:
+def kubelet_config(site: Site) -> dict[str, Any]:
     """A KubeletConfiguration for a machine whose control groups belong to somebody else."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": HOST_ADDRESS,
-        "port": port,
+        "port": site.ports["kubelet.https"],
         "healthzPort": 0,
         "readOnlyPort": 0,
-        "staticPodPath": str(static_pods),
+        "podLogsDir": str(site.data("pod-logs")),
         "containerRuntimeEndpoint": f"unix://{SOCKET}",
         "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
         "authorization": {"mode": "AlwaysAllow"},

@@ -1,0 +1,92 @@
+"""What the chart asks for, read from what it renders; needs helm and neither root nor a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from canaryrollout.shell.settings import load
+from lab.paths import REPO_DIR
+from tests.node.conftest import Helm
+
+pytestmark = pytest.mark.node
+
+CHART = REPO_DIR / "deploy" / "helm" / "canaryrollout"
+
+
+def rendered(renderer: Helm, *settings: str) -> list[dict[str, Any]]:
+    text = renderer("template", "canaryrollout", str(CHART), "--namespace", "ops", *settings)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def of_kind(documents: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in documents if document["kind"] == kind]
+
+
+READ = ["get", "list", "watch"]
+
+
+def test_the_role_holds_what_was_promised_and_no_more(renderer: Helm) -> None:
+    (role,) = of_kind(rendered(renderer), "ClusterRole")
+    rules = {
+        (group, resource): sorted(rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert rules == {
+        ("canaryrollout.io", "canaryrollouts"): sorted([*READ, "patch"]),
+        ("canaryrollout.io", "canaryrollouts/status"): ["patch"],
+        ("networking.istio.io", "virtualservices"): sorted([*READ, "patch"]),
+        ("networking.istio.io", "destinationrules"): sorted([*READ, "patch"]),
+        ("networking.istio.io", "workloadentries"): READ,
+        ("networking.istio.io", "serviceentries"): READ,
+        ("", "services"): READ,
+        ("", "pods"): READ,
+        ("discovery.k8s.io", "endpointslices"): READ,
+        ("", "events"): ["create"],
+        ("events.k8s.io", "events"): ["create"],
+    }
+
+
+def test_the_crd_of_the_chart_is_the_generated_one(renderer: Helm) -> None:
+    (crd,) = of_kind(rendered(renderer), "CustomResourceDefinition")
+    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    (source,) = Path(REPO_DIR / "deploy" / "crds").glob("*.yaml")
+    assert crd == yaml.safe_load(source.read_text())
+    assert of_kind(rendered(renderer, "--set", "crds.install=false"), "CustomResourceDefinition") == []
+
+
+def test_the_settings_of_the_chart_are_settings_of_the_operator(renderer: Helm, tmp_path: Path) -> None:
+    documents = rendered(renderer, "--set", "watchNamespaces={a,b}", "--set", "providers.other.url=https://other:9090")
+    (config,) = of_kind(documents, "ConfigMap")
+    file = tmp_path / "config.yaml"
+    file.write_text(config["data"]["config.yaml"])
+    settings = load(file, {})
+    assert settings.namespaces == ("a", "b")
+    assert set(settings.providers) == {"default", "other"}
+    assert (settings.leader_election.namespace, settings.leader_election.name) == ("ops", "canaryrollout")
+    (lease,) = of_kind(documents, "Lease")
+    assert lease["metadata"]["name"] == settings.leader_election.name
+    roles = {(role["metadata"]["namespace"], role["metadata"]["name"]) for role in of_kind(documents, "Role")}
+    assert roles == {("a", "ops-canaryrollout"), ("b", "ops-canaryrollout"), ("ops", "canaryrollout-leader")}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("replcas=2", "additional properties 'replcas' not allowed"),
+        ("providers.default.url=prometheus:9090", "/providers/default/url"),
+        ("logFormat=xml", "/logFormat"),
+        ("watchNamespaces={Shop}", "/watchNamespaces/0"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(renderer: Helm, setting: str, message: str) -> None:
+    assert message in renderer("template", "canaryrollout", str(CHART), "--set", setting, check=False)
+
+
+def test_the_chart_lints(renderer: Helm) -> None:
+    assert "0 chart(s) failed" in renderer("lint", str(CHART), "--strict")
