@@ -43,7 +43,7 @@ PATIENCE_SECONDS: Final = 90.0
 LOOK_SECONDS: Final = 0.2
 WARM_UP_SECONDS: Final = 3.0
 PAUSE_SECONDS: Final = 1.0
-EXPECTED_SECONDS: Final = 85.0
+EXPECTED_SECONDS: Final = 90.0
 """How long the stories take together, usually."""
 LONGEST_PAUSE_SECONDS: Final = 1.0
 """The replayed gate must have been asked at least this often."""
