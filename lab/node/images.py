@@ -34,6 +34,7 @@ PAUSE: Final = "lab-pause:dev"
 _BASE = "localhost/python-base"
 _SUITE = "bookworm"
 _INCLUDE = ("ca-certificates", "python3", "python3-venv")
+_MOST_LAYERS = 200
 _RUNROOT = Path("/run/canaryrollout-buildah")
 
 
@@ -54,6 +55,7 @@ def archive(progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(prefix="lab-images-") as directory:
         scratch = Path(directory)
         with progress.working("building the images of operator and sample service (a minute at first)"):
+            _prune()
             settings = _pip_settings(scratch)
             _build_base(base, scratch)
             images = (
@@ -135,6 +137,13 @@ def _buildah(*arguments: str) -> list[str]:
     driver = "vfs" if below in ("overlayfs", "UNKNOWN") else "overlay"
     root = store / driver
     return ["buildah", "--root", str(root), "--runroot", str(_RUNROOT), "--storage-driver", driver, *arguments]
+
+
+def _prune() -> None:
+    """Start the store afresh when it has seen many builds: it never forgets a layer by itself."""
+    for records in (cache_dir() / "buildah").glob("*/*-images"):
+        if sum(1 for path in records.iterdir() if path.is_dir()) > _MOST_LAYERS:
+            _logged("prune", _buildah("rmi", "--all", "--force"))
 
 
 def _build(image: _Image, settings: list[str], scratch: Path) -> str:
