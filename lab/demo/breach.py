@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import requests
 
@@ -26,7 +26,7 @@ from canaryrollout.domain.gates import Judgement, judge
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.settings import DomainSettings
 from canaryrollout.engine.ports import Rollout
-from lab.demo.watch import ROLLOUT, Witness
+from lab.demo.watch import ROLLOUT
 
 PERIOD_SECONDS: Final = 0.1
 LABELS: Final = Labels()
@@ -45,6 +45,14 @@ class Breach:
     message: str
 
 
+class Knows(Protocol):
+    """Knows the newest version of an object, as `lab.demo.watch.Witness` does."""
+
+    def latest(self, kind: str, name: str) -> Mapping[str, Any] | None:
+        """The newest version of an object; ``None`` where there is none."""
+        ...
+
+
 class Replay:
     """Asks from ``with`` to the end of its block, or until `stop`, in a thread of its own.
 
@@ -60,7 +68,7 @@ class Replay:
     def __init__(
         self,
         prometheus_url: str,
-        witness: Witness,
+        witness: Knows,
         name: str,
         *,
         scrape_interval: timedelta,
@@ -101,12 +109,12 @@ class Replay:
         while not self._stopping.is_set():
             started = time.monotonic()
             try:
-                self._look()
+                self.look()
             except (requests.RequestException, BadAnswer, KeyError, ValueError) as error:
                 self.problems.append(f"{type(error).__name__}: {error}")
             self._stopping.wait(max(0.0, PERIOD_SECONDS - (time.monotonic() - started)))
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Judge everything up to now, if a canary has traffic."""
         document = self._witness.latest(ROLLOUT, self._name)
         rollout = rollout_of(document) if document is not None else None
