@@ -110,6 +110,7 @@ class World:
         ready: Ready endpoints by version; ``None`` when they cannot be read.
         error_rate: Error rate by version, weight and time.
         rps: Requests per second on the host.
+        refusing: Names of objects that refuse every write of the operator.
         crash_at: Number of the write at which the operator dies.
         crash_after: Whether that write still takes effect.
     """
@@ -134,7 +135,8 @@ class World:
     writes: list[str] = field(default_factory=list)
     weights: list[tuple[datetime, int]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
-    _refused: int = 0
+    refusing: frozenset[str] = frozenset()
+    _failures: dict[str, Failure] = field(default_factory=dict)
     _passes: int = 0
 
     def __post_init__(self) -> None:
@@ -197,7 +199,7 @@ class World:
             evidence=self._evidence(wanted.evidence),
             baseline=self._evidence(wanted.baseline),
             claims=self.claims,
-            failures={"SetWeights/reviews": Failure(self._refused, "refused", self.now)} if self._refused else {},
+            failures=dict(self._failures),
         )
         decision = decide(self.rollout, status, observation, self.now, SETTINGS)
         if decision.order is Order.STATUS_FIRST:
@@ -208,7 +210,10 @@ class World:
             self._write_status(decision)
         if any(c.type == "Ready" and c.status == "True" for c in decision.status.conditions):
             assert decision.status.stable_version == self.rollout.version, "ready before the wanted version serves"
-        if decision.status.phase not in (Phase.STABLE, Phase.ROLLED_BACK):
+        due = decision.status.deadline
+        assert due is None or due > self.now or self.reason == "DeadlineExceeded", "a deadline that passed unnoticed"
+        released = self.deleting and not self.finalizer
+        if decision.status.phase not in (Phase.STABLE, Phase.ROLLED_BACK) and not released:
             assert decision.again or decision.wake_at, "a wait without an end"
         return decision
 
@@ -221,10 +226,12 @@ class World:
             except Crash:
                 self.now += timedelta(seconds=1)
                 continue
-            if decision.again:
+            if decision.again and not self._failures:
                 self.now += timedelta(milliseconds=20)
             elif decision.wake_at is None:
-                break
+                if not decision.again:
+                    break
+                self.now += timedelta(seconds=1)
             else:
                 assert decision.wake_at > self.now - timedelta(milliseconds=1), "wakes up in the past"
                 self.now = max(decision.wake_at, self.now + timedelta(milliseconds=1))
@@ -307,8 +314,11 @@ class World:
         if isinstance(action, SetFinalizer):
             self._write("finalizer", lambda: setattr(self, "finalizer", action.present))
             return
-        if self._refused:
+        if action.found.name in self.refusing:
+            count = self._failures[action.key].count + 1 if action.key in self._failures else 1
+            self._failures[action.key] = Failure(count, "refused by a webhook", self.now)
             return
+        self._failures.pop(action.key, None)
         document = self.rule if isinstance(action, AddSubset | RemoveSubsets) else self.services[action.found.name]
         assert document is not None
         if isinstance(action, SetWeights):

@@ -17,7 +17,7 @@ from canaryrollout.domain.decide import decide
 from canaryrollout.domain.decision import Action, SetWeights
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.observation import Observation
-from tests.world import HOST, SETTINGS, Crash, World, destination, spec, virtual_service
+from tests.world import HOST, SETTINGS, Crash, World, destination, destination_rule, spec, virtual_service
 
 HOLD = timedelta(seconds=30)
 
@@ -250,6 +250,27 @@ def _have(name: str, value: object) -> Callable[[World], None]:
     return lambda world: setattr(world, name, value)
 
 
+def _rule_back(world: World) -> None:
+    if world.rule is None:
+        world.rule = destination_rule("v1", "v2", "v3")
+
+
+def _subset_gone(world: World) -> None:
+    if world.rule is not None:
+        world.rule["spec"]["subsets"] = [s for s in world.rule["spec"]["subsets"] if s["name"] == "v1"]
+
+
+def _split(shares: list[tuple[str, int]]) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        _rule_back(world)
+        known = {subset["name"] for subset in (world.rule or {})["spec"]["subsets"]}
+        route = [destination(name, weight) for name, weight in shares if name in known]
+        if any(entry["weight"] for entry in route):
+            world.edit("reviews", lambda mesh: mesh["http"][0].update(route=route))
+
+    return change
+
+
 HAPPENINGS: dict[str, Callable[[World], None]] = {
     "nothing": lambda world: None,
     "spec back to v1": _set(version="v1"),
@@ -272,6 +293,13 @@ HAPPENINGS: dict[str, Callable[[World], None]] = {
     "promote v2": _have("command", "promote/v2/2"),
     "retry v2": _have("command", "retry/v2/3"),
     "approve v2": _have("command", "approve/v2/4"),
+    "route refuses writes": _have("refusing", frozenset({"reviews"})),
+    "route accepts writes": _have("refusing", frozenset()),
+    "rule gone": _have("rule", None),
+    "rule back": _rule_back,
+    "subset gone": _subset_gone,
+    "split three ways": _split([("v1", 50), ("v2", 30), ("v3", 20)]),
+    "a person sends all to v2": _split([("v1", 0), ("v2", 100)]),
     "nonsense": _have("command", "make it so"),
     "errors": _have("error_rate", lambda version, weight, at: 0.05 if version != "v1" else 0.0),
     "no errors": _have("error_rate", lambda version, weight, at: 0.0),
@@ -291,8 +319,18 @@ def test_whatever_happens_promises_hold_and_it_comes_to_an_end(
     for passes, happening in story:
         HAPPENINGS[happening](world)
         _pass(world, passes)
-    for calm in ("all ready", "API server back", "prometheus back", "unpaused", "no errors"):
+    for calm in (
+        "all ready",
+        "API server back",
+        "prometheus back",
+        "unpaused",
+        "no errors",
+        "route accepts writes",
+        "rule back",
+    ):
         HAPPENINGS[calm](world)
+    if len([d for d in world.services["reviews"]["spec"]["http"][0]["route"] if d.get("weight")]) > 2:
+        HAPPENINGS["a person sends all to v2"](world)
     world.run(4 * 3600)
     assert world.phase in (Phase.STABLE, Phase.ROLLED_BACK, Phase.BLOCKED)
     if world.phase is Phase.BLOCKED:

@@ -293,12 +293,11 @@ def undo(
 
 def _undo_subset(document: dict[str, Any], change: Change) -> None:
     spec = document.get("spec") or {}
-    subsets = spec.get("subsets")
-    if not subsets:
-        return
-    spec["subsets"] = [subset for subset in subsets if subset.get("name") != change.subset]
-    if not spec["subsets"] and change.original is None:
-        del spec["subsets"]
+    remaining = [subset for subset in spec.get("subsets") or () if subset.get("name") != change.subset]
+    if remaining or change.original is not None:
+        spec["subsets"] = remaining  # an empty list where the author had written one
+    else:
+        spec.pop("subsets", None)
 
 
 def _undo_route(document: dict[str, Any], change: Change, host: str, domain: str) -> None:

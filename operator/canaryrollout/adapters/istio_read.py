@@ -194,6 +194,11 @@ def _read_route(route: Document, document: Document, host: str, domain: str, sub
             "NoWeights",
             f"{subject} has {len(entries)} destinations and no weight above 0; give them weights that sum to 100",
         )
+    destinations = tuple(
+        Destination((entry.get("destination") or {}).get("subset") or None, share, entry.get("weight"))
+        for entry, own, share in zip(entries, ours, shares, strict=True)
+        if own
+    )
     for entry, own, share in zip(entries, ours, shares, strict=True):
         if share and not own:
             other = (entry.get("destination") or {}).get("host")
@@ -201,15 +206,9 @@ def _read_route(route: Document, document: Document, host: str, domain: str, sub
                 "ForeignDestination",
                 f"{subject} sends {share} % of its requests to {other!r}, not to {host}; only "
                 "a route whose traffic all goes to that host can be moved: set the other weights to 0",
+                destinations,
             )
-    weights = Weights(
-        tuple(
-            Destination((entry.get("destination") or {}).get("subset") or None, share, entry.get("weight"))
-            for entry, own, share in zip(entries, ours, shares, strict=True)
-            if own
-        )
-    )
-    return _countable(weights, subject)
+    return _countable(Weights(destinations), subject)
 
 
 def _without_destinations(route: Document, subject: str) -> Refused:
@@ -238,6 +237,7 @@ def _countable(weights: Weights, subject: str) -> Weights | Refused:
             return Refused(
                 "DuplicateDestination",
                 f"{subject} names {what} {names.count(name)} times; keep one destination for each subset",
+                weights.destinations,
             )
     weighted = [destination for destination in weights.destinations if destination.weight]
     if len(weighted) > 2:
@@ -246,5 +246,6 @@ def _countable(weights: Weights, subject: str) -> Weights | Refused:
             "TooManyDestinations",
             f"{subject} splits its traffic {len(weighted)} ways ({shown}); a rollout moves traffic between two "
             "versions: set all weights but two to 0",
+            weights.destinations,
         )
     return weights

@@ -130,7 +130,9 @@ class Contest(ApiModel):
     not_before: Time
     """When they may be asserted again."""
     given_up_generation: int | None = None
-    """Generation of the VirtualService at which the operator gave way; left out while it did not."""
+    """Generation of this object at which the operator gave way; left out while it did not."""
+    resumed: bool = False
+    """Whether the weights are to be asserted again after the operator gave way."""
 
 
 class RolloutRecord(ApiModel):

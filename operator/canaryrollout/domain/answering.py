@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from canaryrollout.api.status import CommandRecord, Contest, RolloutRecord
+from canaryrollout.api.status import Baseline, CommandRecord, Contest, RolloutRecord
 from canaryrollout.domain.commands import Command, Verb, parse
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.raising import stop_waiting
@@ -31,9 +31,15 @@ def answer_command(draft: Draft) -> None:
 
 def resume_contest(draft: Draft, contest: Contest) -> None:
     """Assert the weights again after giving way; the wait for a person is over."""
-    draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now))
+    draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now, resumed=True))
     if draft.status.rollout is not None:
         stop_waiting(draft)
+
+
+def recent_baseline(draft: Draft, ended: RolloutRecord) -> Baseline | None:
+    """Return the baseline of a rollout that ended so recently that a new window would count what its canary did."""
+    recent = ended.ended_at is not None and draft.case.now - ended.ended_at < draft.case.settings.baseline_window
+    return ended.baseline if recent else None
 
 
 def reason_of(draft: Draft) -> str:
@@ -68,15 +74,18 @@ def _approve(draft: Draft, command: Command) -> str:
 def _retry(draft: Draft, command: Command) -> str:
     record = draft.status.rollout
     contest = draft.status.contest
-    if contest is not None and contest.given_up_generation is not None:
+    if contest is not None and contest.given_up_generation is not None and command.version == draft.case.spec.version:
         resume_contest(draft, contest)
         draft.note("Retried", "the weights are set again")
         return ""
+    if record is not None and record.reason and record.ended_at is None:
+        return f"{record.version} is being taken back; retry once that is done"
     if record is None or record.ended_at is None:
         return "nothing was taken back"
     if command.version != record.version or command.version != draft.case.spec.version:
         return f"{record.version} was taken back, and spec.version is {draft.case.spec.version}, not {command.version}"
-    draft.update(rollout=RolloutRecord(version=record.version, token=command.token, started_at=draft.case.now))
+    anew = RolloutRecord(version=record.version, token=command.token, started_at=draft.case.now)
+    draft.update(rollout=anew.model_copy(update={"baseline": recent_baseline(draft, record)}))
     draft.note("Retried", f"{record.version} starts anew")
     return ""
 

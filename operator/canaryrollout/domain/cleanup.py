@@ -60,14 +60,12 @@ def cleanup(draft: Draft, phase: Phase) -> Decision | None:
 
 def still_present(changes: tuple[Change, ...], traffic: TrafficView) -> tuple[Change, ...]:
     """Return the recorded changes that are still to be seen in the mesh; what cannot be read counts as present."""
-    if not traffic.complete() or traffic.rule is None:
-        return changes
     written = {
         (route.virtual_service.name, route.route, d.subset or ""): d.written
         for route in traffic.routes
         for d in route.destinations
     }
-    subsets = {subset.name for subset in traffic.rule.subsets}
+    subsets = {subset.name for subset in traffic.rule.subsets} if traffic.rule is not None else None
     managed = {(route.virtual_service.name, route.route) for route in traffic.routes}
     return tuple(change for change in changes if _present(change, managed, written, subsets))
 
@@ -76,10 +74,10 @@ def _present(
     change: Change,
     managed: set[tuple[str, str]],
     written: Mapping[tuple[str, str, str], int | None],
-    subsets: set[str],
+    subsets: set[str] | None,
 ) -> bool:
     if change.kind is ChangeKind.SUBSET:
-        return change.subset in subsets
+        return subsets is None or change.subset in subsets
     if (change.object, change.route) not in managed:
         return True
     key = (change.object, change.route, change.subset)

@@ -12,16 +12,16 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from canaryrollout.api.spec import CanaryRolloutSpec
-from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase, RolloutRecord
+from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase
 from canaryrollout.domain import drift, progress, rollback
-from canaryrollout.domain.answering import answer_command, resume_contest
+from canaryrollout.domain.answering import answer_command, reason_of, recent_baseline, resume_contest
 from canaryrollout.domain.cleanup import cleanup
 from canaryrollout.domain.decision import Decision, Event, SetFinalizer
 from canaryrollout.domain.draft import Draft, situation
 from canaryrollout.domain.first_sight import blocked, first_sight
 from canaryrollout.domain.observation import Claim, Identity, Observation
 from canaryrollout.domain.prepare import prepare
-from canaryrollout.domain.raising import complete
+from canaryrollout.domain.raising import complete, stop_waiting
 from canaryrollout.domain.settings import DomainSettings
 
 MIN_CLOCK_STEP: Final = timedelta(seconds=5)
@@ -50,6 +50,7 @@ def decide(
     if observation.identity.deleting:
         return _delete(draft)
     if status.stable_version is None:
+        answer_command(draft)
         rival = rival_claim(observation.identity, active=False, claims=observation.claims)
         return _yield_host(draft, rival) if rival else first_sight(draft)
     _absorb_clock_step(draft)
@@ -147,21 +148,32 @@ def _under_way(draft: Draft) -> Decision:
         return _promoting(draft)
     if record.reason:
         return rollback.proceed(draft)
+    _stop_waiting_for_nobody(draft)
     if case.spec.version != record.version:
         if case.spec.version == draft.status.stable_version:
             return rollback.begin(draft, "SpecReverted", f"spec.version is {case.spec.version} again")
         return rollback.begin(draft, "Superseded", f"spec.version is {case.spec.version} now")
     if record.target is not None:
-        return complete(draft, record.target)
+        waiting = f"{record.target.weight} % is not on every route yet"
+        return progress.urgent(draft, waiting) or complete(draft, record.target)
     rival = rival_claim(case.identity, active=True, claims=case.observation.claims)
     if rival is not None:
-        return _yield_host(draft, rival)
+        return progress.urgent(draft, f"{rival.key} claims the host") or _yield_host(draft, rival)
     return progress.progress(draft) if record.weight else prepare(draft)
+
+
+def _stop_waiting_for_nobody(draft: Draft) -> None:
+    """Let the deadline run again once no person is awaited any more."""
+    contest = draft.status.contest
+    contested = contest is not None and contest.given_up_generation is not None
+    if not (draft.case.spec.paused or contested or reason_of(draft) == "AwaitingApproval"):
+        stop_waiting(draft)
 
 
 def _rest(draft: Draft) -> Decision:
     case, status = draft.case, draft.status
     wanted, stable, ended = case.spec.version, status.stable_version or "", status.rollout
+    baseline = recent_baseline(draft, ended) if ended is not None else None
     if ended is not None and wanted != ended.version:
         draft.update(rollout=None)
         ended = None
@@ -169,30 +181,21 @@ def _rest(draft: Draft) -> Decision:
     if rival is not None:
         return _yield_host(draft, rival)
     if ended is None and wanted != stable:
-        return _start(draft)
+        return rollback.start(draft, baseline)
     phase = Phase.STABLE if ended is None else Phase.ROLLED_BACK
     if case.traffic.flaws:
         return blocked(draft)
     off = drift.differing(draft, intent := drift.Intent(stable, None, 0, phase))
-    off = tuple(route for route in off if set(route.serving()) != {None} or stable in status.subsets)
+    off = tuple(route for route in off if set(route.serving()) != {None} or drift.pinned(draft, route))
     if off:
         return drift.answer(draft, intent, off)
     drift.settled(draft)
     wake = case.settings.retry * 5 if case.traffic.unreadable else None
-    contest = draft.status.contest
-    wake_at = contest.not_before if contest is not None else None
+    wake_at = drift.forgotten_at(draft)
     if ended is not None:
         message = f"{ended.version} was taken back: {ended.explanation}"
         return draft.move(phase, ended.reason, message, wake_in=wake, wake_at=wake_at)
     return draft.move(phase, "Serving", f"{stable} serves", wake_in=wake, wake_at=wake_at)
-
-
-def _start(draft: Draft) -> Decision:
-    version, stable = draft.case.spec.version, draft.status.stable_version
-    draft.update(rollout=RolloutRecord(version=version, started_at=draft.case.now), contest=None)
-    message = f"moving {draft.case.spec.host} from {stable} to {version}"
-    draft.note("RolloutStarted", message)
-    return draft.move(Phase.PREPARING, "RolloutStarted", message, again=True)
 
 
 def _promoting(draft: Draft) -> Decision:
@@ -222,7 +225,11 @@ def _delete(draft: Draft) -> Decision:
             Phase.STABLE, "Deleted", "releasing the object", actions=release, wake_in=draft.case.settings.retry
         )
     if record.version == draft.status.stable_version:
-        return _promoting(draft)
+        release = (SetFinalizer(False),)
+        wait = draft.case.settings.retry
+        return cleanup(draft, Phase.PROMOTING) or draft.move(
+            Phase.PROMOTING, "Deleted", "releasing the object", actions=release, wake_in=wait
+        )
     if record.reason:
         return rollback.proceed(draft)
     return rollback.begin(draft, "Deleted", "the CanaryRollout is being deleted")

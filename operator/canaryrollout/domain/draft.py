@@ -118,6 +118,21 @@ class Draft:
         self.update(history=(*self.status.history, entry)[-HISTORY_LENGTH:])
         self._events.append(Event(reason, message, warning))
 
+    def note_once(self, reason: str, message: str, *, warning: bool = False) -> None:
+        """Record a transition once for each weight, however often what it waits for comes and goes."""
+        for entry in reversed(self.status.history):
+            if entry.reason in ("WeightSet", "RolloutStarted", "Retried"):
+                break
+            if entry.reason == reason and entry.version == self.record.version:
+                return
+        self.note(reason, message, warning=warning)
+
+    def subsets(self) -> dict[str, str]:
+        """Return the subset of each version: what status remembers, and what the DestinationRule has besides."""
+        rule = self.case.traffic.rule
+        found = {s.version: s.name for s in reversed(rule.subsets) if s.version} if rule is not None else {}
+        return found | self.status.subsets
+
     def condition(self, kind: str, status: str, reason: str, message: str) -> None:
         """Set a condition beyond the three that follow from the phase."""
         self._conditions[kind] = (status, reason, message)
@@ -162,7 +177,7 @@ class Draft:
         unmoved = (phase, reason, verdict) == (self.case.seen.phase, self._reason_seen(), self.case.seen.verdict) and (
             self.status.weight == self.case.seen.weight
         )
-        if unmoved:
+        if unmoved and not self._message_is_news(phase, reason):
             message = self.case.seen.message
         self.update(phase=phase, message=message, verdict=verdict, observed_generation=self.case.identity.generation)
         self._gates(unmoved)
@@ -174,6 +189,12 @@ class Draft:
     def remember(self, changes: Iterable[Any]) -> None:
         """Record alterations of mesh objects before they are made."""
         self.update(changes=merge_changes(self.status.changes, tuple(changes)))
+
+    def _message_is_news(self, phase: Phase, reason: str) -> bool:
+        """Return whether a new message for the same reason says more than that a counter has moved."""
+        if self.case.identity.generation != self.case.seen.observed_generation:
+            return True
+        return phase in (Phase.PREPARING, Phase.BLOCKED) and reason not in ("MeshUnreadable", "EndpointsUnreadable")
 
     def _verdict(self) -> str:
         """Return the verdict to show; what took a canary back stays readable afterwards."""
@@ -216,8 +237,9 @@ class Draft:
         self.update(gates=tuple(gates))
 
     def _finish_conditions(self, phase: Phase, reason: str, message: str, *, stalled: bool) -> None:
-        # Not ready before the wanted version serves, or `kubectl wait` right after `kubectl apply` would return at once.
-        ready = phase is Phase.STABLE and self.status.stable_version == self.case.spec.version
+        # Not ready before the wanted version serves, or `kubectl wait` would return right after `kubectl apply`.
+        drifting = reason in ("WeightDrift", "WeightReasserted")
+        ready = phase is Phase.STABLE and self.status.stable_version == self.case.spec.version and not drifting
         moving = phase in _MOVING or (phase is Phase.STABLE and not ready)
         states = {
             "Ready": ("True" if ready else "False", reason, message),

@@ -8,8 +8,9 @@ manager it would have had to fight. Progress is never reset.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from canaryrollout.api.status import Contest, Phase
+from canaryrollout.api.status import Change, ChangeKind, Contest, Phase
 from canaryrollout.domain import routes
 from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import Decision, Order, SetWeights
@@ -43,13 +44,44 @@ def differing(draft: Draft, intent: Intent) -> tuple[RouteView, ...]:
     return tuple(route for route in draft.case.traffic.routes if route.serving() != share)
 
 
-def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...]) -> Decision:
+def newly_listed(draft: Draft, route: RouteView) -> bool:
+    """Return whether a route came onto the list after the weight was written: nothing of ours is on it."""
+    return not _altered(draft, route) and not route.weight_of(draft.record.version)
+
+
+def rollback_under_way(draft: Draft, off: tuple[RouteView, ...]) -> bool:
+    """Return whether the weights show a rollback that was not finished: we lowered them, and not while giving way."""
+    contest = draft.status.contest
+    if contest is not None and (contest.resumed or contest.given_up_generation is not None):
+        return False
+    record = draft.record
+    return any(
+        route.virtual_service.written_by_us
+        and route.weight_of(record.version) < record.weight
+        and _altered(draft, route)
+        for route in off
+    )
+
+
+def pinned(draft: Draft, route: RouteView) -> bool:
+    """Return whether a route that names no subset now was given one by us."""
+    return any(change.kind is ChangeKind.DESTINATION for change in _altered(draft, route))
+
+
+def _altered(draft: Draft, route: RouteView) -> list[Change]:
+    place = (route.virtual_service.name, route.route)
+    on_record = draft.status.changes
+    return [c for c in on_record if c.kind is not ChangeKind.SUBSET and (c.object, c.route) == place]
+
+
+def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at: datetime | None = None) -> Decision:
     """Answer a foreign change of weights.
 
     Args:
         draft: The decision in the making.
         intent: What the weights should be.
         off: The routes that differ.
+        wake_at: When to look again at the latest while waiting.
 
     Returns:
         The move: wait, assert again, or give way.
@@ -70,17 +102,43 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...]) -> Decision
     raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in off)
     if case.now < contest.not_before and not raised and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
-        return draft.move(intent.phase, "WeightDrift", message, wake_at=contest.not_before)
+        wake_at = min(contest.not_before, wake_at or contest.not_before)
+        return draft.move(intent.phase, "WeightDrift", message, wake_at=wake_at)
     if contest.count >= case.settings.max_reassertions:
         return _give_way(draft, intent, contest, manager)
-    return _assert_again(draft, intent, contest, manager)
+    return _to_the_dead(draft, intent, off, found) or _assert_again(draft, intent, contest, manager)
 
 
 def settled(draft: Draft) -> None:
-    """Forget a contest whose weights have stayed as intended for as long as the next answer would have waited."""
-    contest = draft.status.contest
-    if contest is not None and draft.case.now >= contest.not_before:
+    """Forget a contest whose weights have stayed as intended for long enough."""
+    until = forgotten_at(draft)
+    if until is not None and draft.case.now >= until:
         draft.update(contest=None)
+
+
+def forgotten_at(draft: Draft) -> datetime | None:
+    """Return when a contest is forgotten if the weights stay: after a hold and the longest pause between answers."""
+    contest = draft.status.contest
+    return contest.not_before + draft.case.spec.hold + _longest_pause(draft) if contest is not None else None
+
+
+def _longest_pause(draft: Draft) -> timedelta:
+    return draft.case.spec.analysis.interval * (1 << draft.case.settings.max_reassertions)
+
+
+def _to_the_dead(draft: Draft, intent: Intent, off: tuple[RouteView, ...], found: str) -> Decision | None:
+    """Refuse to move requests from a version that answers to one that is known to have no ready endpoint."""
+    case = draft.case
+    gains = [(intent.stable, 100 - intent.weight), (intent.canary or "", intent.weight)]
+    dead = [v for v, share in gains if case.known_gone(v) and any(route.weight_of(v) < share for route in off)]
+    if not dead or _serves_the_dead(draft, off):
+        return None
+    reason = "StableGone" if dead[0] == intent.stable else "CanaryNotReady"
+    message = (
+        f"weights should be {_target(intent)}, but {dead[0]} has no ready endpoint, so they stay ({found}): "
+        "bring it back, or set spec.version to the version that serves"
+    )
+    return draft.move(Phase.BLOCKED, reason, message, wake_in=case.settings.poll)
 
 
 def _shares(route: RouteView) -> str:
@@ -100,13 +158,20 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, manager: str) 
     case = draft.case
     count = contest.count + 1
     pause = case.spec.analysis.interval * 2**count
-    draft.update(contest=Contest(manager=manager, count=count, not_before=case.now + pause))
     message = f"weights set to {_target(intent)} again, {count} of {case.settings.max_reassertions} times"
+    subsets = draft.subsets()
+    actions = routes.shift(case.traffic, intent.stable, intent.canary, intent.weight, subsets)
+    if not actions:
+        message = (
+            f"weights should be {_target(intent)}, but no subset is known for {intent.stable}: "
+            "add one with its version label to the DestinationRule"
+        )
+        return draft.move(Phase.BLOCKED, "StableUnknown", message, wake_in=case.settings.poll)
+    draft.update(contest=Contest(manager=manager, count=count, not_before=case.now + pause))
     draft.note("WeightReasserted", message)
-    actions = routes.shift(case.traffic, intent.stable, intent.canary, intent.weight, draft.status.subsets)
-    draft.remember(change for action in actions for change in changes_of(action, draft.status.subsets))
-    if draft.status.rollout is not None and draft.record.applied_at is not None:
-        draft.rollout(applied_at=None, in_effect_at=None, convergence="")
+    draft.remember(change for action in actions for change in changes_of(action, subsets))
+    if draft.status.rollout is not None:
+        draft.rollout(applied_at=None, in_effect_at=None, convergence="", drained_since=None, cleaned_at=None)
     return draft.move(
         intent.phase, "WeightReasserted", message, actions=actions, again=True, wake_in=case.settings.retry
     )
@@ -114,8 +179,10 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, manager: str) 
 
 def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str) -> Decision:
     generation = draft.case.identity.generation
-    draft.update(contest=contest.model_copy(update={"manager": manager, "given_up_generation": generation}))
-    return _given_way(draft, intent, contest.model_copy(update={"manager": manager}))
+    given_up = {"manager": manager, "given_up_generation": generation, "not_before": draft.case.now}
+    contest = contest.model_copy(update=given_up)
+    draft.update(contest=contest)
+    return _given_way(draft, intent, contest)
 
 
 def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
@@ -124,12 +191,12 @@ def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
     if record is not None and record.ended_at is None and record.awaiting_since is None:
         draft.rollout(awaiting_since=case.now)
     actions: tuple[SetWeights, ...] = ()
-    if (
-        intent.canary is not None
-        and not case.known_gone(intent.stable)
-        and intent.canary != draft.status.stable_version
-    ):
-        actions = routes.lower(case.traffic, intent.stable, intent.canary, draft.status.subsets)
+    if intent.canary is not None and case.now >= contest.not_before and not case.known_gone(intent.stable):
+        actions = routes.lower(case.traffic, intent.stable, intent.canary, draft.subsets())
+        if actions:
+            later = case.now + _longest_pause(draft)
+            contest = contest.model_copy(update={"not_before": later})
+            draft.update(contest=contest)
     message = (
         f"{contest.manager} keeps changing the weights that should be {_target(intent)}; no longer answered. "
         "Make it leave the weights alone, then edit the rollout's spec or give the retry command"

@@ -6,7 +6,7 @@ the answer is `Blocked` with what was found and what to set, never a guess.
 
 from __future__ import annotations
 
-from canaryrollout.api.status import Phase, RolloutRecord
+from canaryrollout.api.status import Change, ChangeKind, Phase, RolloutRecord
 from canaryrollout.domain.decision import Decision
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.observation import Endpoints, Unreadable
@@ -65,6 +65,15 @@ def _split(draft: Draft, stable: str) -> Decision:
     case = draft.case
     canary = case.spec.version
     weight = min(case.traffic.weights_of(canary))
+    original = [
+        Change(
+            kind=ChangeKind.WEIGHT, object=r.virtual_service.name, route=r.route, subset=d.subset, original=d.written
+        )
+        for r in case.traffic.routes
+        for d in r.destinations
+        if d.subset
+    ]
+    draft.remember(original)
     record = RolloutRecord(version=canary, started_at=case.now, weight=weight)
     if weight:
         record = record.model_copy(update={"applied_at": case.now})

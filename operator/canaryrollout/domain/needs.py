@@ -9,10 +9,10 @@ from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, RolloutRec
 from canaryrollout.domain.decision import Needs
 from canaryrollout.domain.evidence import EvidenceRequest
 from canaryrollout.domain.gates import effective_analysis
+from canaryrollout.domain.looks import grid_start
 from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.prepare import baseline_window
-from canaryrollout.domain.progress import grid_start
 from canaryrollout.domain.scope import altered_scope
 from canaryrollout.domain.settings import DomainSettings
 
@@ -65,7 +65,7 @@ def _step(
     identity: Identity,
     settings: DomainSettings,
 ) -> EvidenceRequest | None:
-    if record.applied_at is None or not record.weight or record.promote:
+    if record.applied_at is None or not record.weight:
         return None
     start = grid_start(record.applied_at, settings.propagation)
     return _request(spec, status, record, identity, start, spec.analysis.interval)

@@ -24,10 +24,14 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Something exists in a shape that cannot be moved safely; the message says which and what would be right."""
+    """Something exists in a shape that cannot be moved safely; the message says which and what would be right.
+
+    ``destinations`` are those of the host on such a route, where they could be read: its traffic is not unknown.
+    """
 
     reason: str
     message: str
+    destinations: tuple[Destination, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

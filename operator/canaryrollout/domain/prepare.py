@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from canaryrollout.api.status import Baseline, Phase
-from canaryrollout.domain import rollback, steps
+from canaryrollout.domain import rollback, routes, steps
 from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import AddSubset, Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
@@ -37,7 +37,8 @@ def prepare(draft: Draft) -> Decision:
         wait = case.settings.retry
         return draft.move(Phase.PREPARING, "Preparing", message, actions=(finalizer,), again=True, wake_in=wait)
     return (
-        _subsets(draft)
+        _level(draft)
+        or _subsets(draft)
         or _settle(draft)
         or _pin(draft)
         or _await_endpoints(draft)
@@ -78,9 +79,27 @@ def _overdue(draft: Draft) -> bool:
 def _give_up(draft: Draft) -> Decision:
     record = draft.record
     what = draft.status.message or "preparation did not finish"
-    reason = "CanaryNotReady" if draft.case.known_gone(record.version) else "DeadlineExceeded"
+    ready = draft.case.ready(record.version)
+    reason = "CanaryNotReady" if ready is not None and ready < draft.required() else "DeadlineExceeded"
     limit = draft.case.spec.progress_deadline
     return rollback.begin(draft, reason, f"{record.version} was not ready for traffic within {limit}: {what}")
+
+
+def _level(draft: Draft) -> Decision | None:
+    """Take the canary to 0 where it has traffic already, so that no weight goes unjudged."""
+    case, version = draft.case, draft.record.version
+    early = ", ".join(route.name for route in case.traffic.routes if route.weight_of(version))
+    stable = draft.status.stable_version
+    if not early or case.known_gone(stable):
+        return None
+    actions = routes.lower(case.traffic, stable or "", version, draft.subsets())
+    if not actions:
+        return None
+    draft.remember(change for action in actions for change in changes_of(action, draft.subsets()))
+    message = f"{version} has traffic on {early} before its first step; taking it to 0"
+    again = not any(action.key in case.observation.failures for action in actions)
+    wait = case.settings.retry
+    return draft.move(Phase.PREPARING, "Leveling", message, actions=actions, again=again, wake_in=wait)
 
 
 def _subsets(draft: Draft) -> Decision | None:
@@ -92,7 +111,8 @@ def _subsets(draft: Draft) -> Decision | None:
     for version in (draft.status.stable_version or "", draft.record.version):
         existing = [s.name for s in rule.subsets if s.version == version]
         if not existing:
-            return _add_subset(draft, version)
+            message = f"adding a subset for version {version} to DestinationRule {rule.name}"
+            return add_subset(draft, version, Phase.PREPARING, message)
         routed = [name for route in case.traffic.routes if (name := route.subset_of(version))]
         names[version] = next((name for name in routed if name in existing), existing[0])
     if names != draft.status.subsets:
@@ -100,11 +120,14 @@ def _subsets(draft: Draft) -> Decision | None:
     return None
 
 
-def _add_subset(draft: Draft, version: str) -> Decision:
+def add_subset(draft: Draft, version: str, phase: Phase, message: str) -> Decision:
+    """Add a subset for a version, on record before it is written; its name stays the one that routes know."""
     case = draft.case
     rule = case.traffic.rule
     assert rule is not None  # noqa: S101 - the caller looked
-    name = subset_name(version, {s.name for s in rule.subsets})
+    taken = {s.name for s in rule.subsets}
+    known = draft.status.subsets.get(version)
+    name = known if known and known not in taken else subset_name(version, taken)
     stable = draft.status.stable_version or ""
     template = next((s.name for s in rule.subsets if s.version == stable), None)
     action = AddSubset(rule, name, version, case.spec.version_label, template)
@@ -112,11 +135,10 @@ def _add_subset(draft: Draft, version: str) -> Decision:
     draft.update(subsets={**draft.status.subsets, version: name})
     draft.rollout(subset_seen_at=None)
     failure = case.observation.failures.get(action.key)
-    message = f"adding subset {name} for version {version} to DestinationRule {rule.name}"
     if failure:
         message = f"{message}; not yet accepted: {failure.message}"
     return draft.move(
-        Phase.PREPARING, "AddingSubset", message, actions=(action,), again=failure is None, wake_in=case.settings.retry
+        phase, "AddingSubset", message, actions=(action,), again=failure is None, wake_in=case.settings.retry
     )
 
 
@@ -188,5 +210,6 @@ def _await_person(draft: Draft) -> Decision | None:
         return None
     if draft.record.awaiting_since is None:
         draft.rollout(awaiting_since=draft.case.now)
+    draft.note_once("Paused", f"{draft.record.version} is ready for traffic; spec.paused is true")
     message = f"ready to give {draft.record.version} traffic; spec.paused is true"
     return draft.move(Phase.PAUSED, "Paused", message, wake_in=draft.case.settings.poll)

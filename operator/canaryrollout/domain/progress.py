@@ -6,7 +6,7 @@ endpoints, does the evidence speak against it; only then whether it is time to g
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.spec import OnDeadline, OnNoData
@@ -17,7 +17,10 @@ from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.evidence import Block, total
 from canaryrollout.domain.gates import Judgement, judge
-from canaryrollout.domain.raising import raise_to, stop_waiting
+from canaryrollout.domain.looks import grid_start, next_look
+from canaryrollout.domain.observation import Missing, Refused
+from canaryrollout.domain.prepare import add_subset
+from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
 
 
 def progress(draft: Draft) -> Decision:
@@ -28,6 +31,7 @@ def progress(draft: Draft) -> Decision:
         _unready(draft)
         or _failed(draft, judgement)
         or _drifted(draft)
+        or _without_subset(draft)
         or _promoted_by_command(draft)
         or _converge(draft)
         or _hold(draft, judgement)
@@ -35,9 +39,18 @@ def progress(draft: Draft) -> Decision:
     )
 
 
-def grid_start(applied_at: datetime, propagation: timedelta) -> datetime:
-    """Return where the evidence of a weight begins: when it was confirmed, and the proxies had time to hear of it."""
-    return applied_at + propagation
+def urgent(draft: Draft, waiting: str) -> Decision | None:
+    """Return the rollback that is due whatever else is under way: a raise that does not finish, or a claimed host.
+
+    Args:
+        draft: The decision in the making.
+        waiting: What is waited for, should the deadline have passed.
+    """
+    if not draft.record.weight:
+        return overdue(draft, waiting)
+    judgement = _judge(draft)
+    draft.judged(judgement)
+    return _unready(draft) or _failed(draft, judgement) or overdue(draft, waiting)
 
 
 def _judge(draft: Draft) -> Judgement:
@@ -67,9 +80,7 @@ def _judge(draft: Draft) -> Judgement:
 def _unready(draft: Draft) -> Decision | None:
     case, record = draft.case, draft.record
     ready = case.ready(record.version)
-    if ready is None:
-        return None
-    if ready > 0:
+    if ready is None or ready > 0:
         if record.unready_since is not None:
             draft.rollout(unready_since=None)
         return None
@@ -101,11 +112,12 @@ def _drifted(draft: Draft) -> Decision | None:
     case, record = draft.case, draft.record
     traffic = case.traffic
     if traffic.unreadable:
-        return draft.move(
-            Phase.PROGRESSING, "MeshUnreadable", "; ".join(traffic.unreadable), wake_in=case.settings.retry
+        message = "; ".join(traffic.unreadable)
+        return overdue(draft, message) or draft.move(
+            Phase.PROGRESSING, "MeshUnreadable", message, wake_in=case.settings.retry
         )
     if traffic.flaws:
-        return _overdue(draft, "the mesh objects cannot be used") or draft.move(
+        return overdue(draft, "the mesh objects cannot be used") or draft.move(
             Phase.BLOCKED,
             traffic.flaws[0].reason,
             "; ".join(flaw.message for flaw in traffic.flaws),
@@ -119,14 +131,37 @@ def _drifted(draft: Draft) -> Decision | None:
         if record.applied_at is None:
             draft.rollout(applied_at=case.now)
         return None
-    ours = any(r.virtual_service.written_by_us and r.weight_of(record.version) < record.weight for r in off)
-    if ours and draft.status.contest is None:
+    if drift.rollback_under_way(draft, off):
         return rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     below = all(route.weight_of(record.version) < record.weight for route in off)
-    short = _short_of_endpoints(draft) if below and record.weight else None
+    short = _short_of_endpoints(draft) if below else None
     if short is not None:
-        return _overdue(draft, short.status.message) or short
-    return drift.answer(draft, intent, off)
+        return overdue(draft, short.status.message) or short
+    if all(drift.newly_listed(draft, route) for route in off):
+        names = ", ".join(route.name for route in off)
+        message = f"bringing {names}, now on the list, to {record.weight} %"
+        return set_weights(draft, record.weight, Phase.PROGRESSING, "RouteListed", message)
+    return drift.answer(draft, intent, off, wake_at=next_look(draft))
+
+
+def _without_subset(draft: Draft) -> Decision | None:
+    """Answer a DestinationRule that does not tell the versions apart any more: requests would go nowhere."""
+    case, record = draft.case, draft.record
+    rule, flaw = case.traffic.rule, case.traffic.rule_flaw
+    if rule is None:
+        message = flaw.message if flaw is not None else "the DestinationRule has not been read yet"
+        phase, reason = (
+            (Phase.BLOCKED, flaw.reason) if isinstance(flaw, Missing | Refused) else (None, "MeshUnreadable")
+        )
+        wake = case.settings.retry
+        return overdue(draft, message) or draft.move(phase or _phase(draft), reason, message, wake_in=wake)
+    for version in (draft.status.stable_version or "", record.version):
+        if not any(subset.version == version for subset in rule.subsets):
+            message = f"DestinationRule {rule.name} lost its subset for {version}; adding it again"
+            if case.seen.message != message:
+                draft.note("SubsetLost", message, warning=True)
+            return overdue(draft, message) or add_subset(draft, version, _phase(draft), message)
+    return None
 
 
 def _promoted_by_command(draft: Draft) -> Decision | None:
@@ -135,7 +170,10 @@ def _promoted_by_command(draft: Draft) -> Decision | None:
         return None
     if record.weight == 100:
         return _promote(draft, f"{record.version} was promoted without waiting for its gates")
-    return _short_of_endpoints(draft) or raise_to(draft, 100)
+    short = _short_of_endpoints(draft)
+    if short is not None:
+        return overdue(draft, short.status.message) or short
+    return raise_to(draft, 100)
 
 
 def _converge(draft: Draft) -> Decision | None:
@@ -150,17 +188,19 @@ def _converge(draft: Draft) -> Decision | None:
     since, state, message = _in_effect(blocks, record.weight, start)
     bound = max(case.settings.convergence_bound, 3 * case.spec.analysis.interval)
     if since is None and case.now >= start + bound:
-        since = start
+        since = blocks[-1].end if state == "ShareContradicts" else start
+        if state == "ShareContradicts":
+            draft.note(state, f"{message}; looking for {format_duration(bound)} did not change that", warning=True)
     if since is not None:
         draft.rollout(in_effect_at=since, convergence=state)
         draft.condition("TrafficConverged", _STATUS[state], state, message)
         return None
     draft.condition("TrafficConverged", "Unknown", "Converging", message)
-    return _overdue(draft, message) or draft.move(
+    return overdue(draft, message) or draft.move(
         _phase(draft),
         "Converging",
         f"waiting for traffic to show {record.weight} %: {message}",
-        wake_at=_next_look(draft),
+        wake_at=next_look(draft),
     )
 
 
@@ -203,26 +243,26 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
         return None
     waiting = f"{record.version} at {record.weight} %: {judgement.message}"
     if judgement.verdict is Verdict.PASS:
-        return _overdue(draft, waiting) or draft.move(
-            _phase(draft), "Holding", f"{waiting}; held until {held_until:%H:%M:%S} UTC", wake_at=_next_look(draft)
+        return overdue(draft, waiting) or draft.move(
+            _phase(draft), "Holding", f"{waiting}; held until {held_until:%H:%M:%S} UTC", wake_at=next_look(draft)
         )
-    return _overdue(draft, waiting) or draft.move(_phase(draft), judgement.reason, waiting, wake_at=_next_look(draft))
+    return overdue(draft, waiting) or draft.move(_phase(draft), judgement.reason, waiting, wake_at=next_look(draft))
 
 
-def _overdue(draft: Draft, waiting: str) -> Decision | None:
+def overdue(draft: Draft, waiting: str) -> Decision | None:
+    """Return what the deadline policy says, if the deadline has passed."""
     case, record = draft.case, draft.record
     if case.spec.paused and record.awaiting_since is None:
         draft.rollout(awaiting_since=case.now)
-    elif not case.spec.paused and record.awaiting_since is not None and draft.status.phase is Phase.PAUSED:
-        stop_waiting(draft)
     due = steps.deadline(case.spec, draft.record)
     if due is None or case.now < due:
         return None
     message = f"{record.version} did not pass at {record.weight} % before {due:%H:%M:%S} UTC: {waiting}"
     if case.spec.on_deadline is OnDeadline.ROLLBACK:
         return rollback.begin(draft, "DeadlineExceeded", message)
+    draft.note_once("DeadlineExceeded", f"{message}; onDeadline is Hold", warning=True)
     return draft.move(
-        Phase.PROGRESSING, "DeadlineExceeded", f"{message}; onDeadline is Hold", wake_at=_next_look(draft), stalled=True
+        Phase.PROGRESSING, "DeadlineExceeded", f"{message}; onDeadline is Hold", wake_at=next_look(draft), stalled=True
     )
 
 
@@ -239,7 +279,7 @@ def _passed(draft: Draft, judgement: Judgement) -> Decision:
         return _await(draft, "Paused", f"{record.version} passed at {record.weight} %; spec.paused is true")
     short = _short_of_endpoints(draft)
     if short is not None:
-        return _overdue(draft, short.status.message) or short
+        return overdue(draft, short.status.message) or short
     if not case.identity.finalizer:
         message = "marking the object, so that its traffic is restored before it is deleted"
         return draft.move(
@@ -263,9 +303,8 @@ def _passed(draft: Draft, judgement: Judgement) -> Decision:
 def _await(draft: Draft, reason: str, message: str) -> Decision:
     if draft.record.awaiting_since is None:
         draft.rollout(awaiting_since=draft.case.now)
-    if reason == "AwaitingApproval" and draft.status.phase is not Phase.PAUSED:
-        draft.note(reason, message)
-    return draft.move(Phase.PAUSED, reason, message, wake_at=_next_look(draft))
+    draft.note_once(reason, message)
+    return draft.move(Phase.PAUSED, reason, message, wake_at=next_look(draft))
 
 
 def _short_of_endpoints(draft: Draft) -> Decision | None:
@@ -289,19 +328,3 @@ def _promote(draft: Draft, message: str) -> Decision:
 
 def _phase(draft: Draft) -> Phase:
     return Phase.PAUSED if draft.case.spec.paused else Phase.PROGRESSING
-
-
-def _next_look(draft: Draft) -> datetime:
-    """Return when new evidence is due, a wait ends, or the mesh should be looked at again."""
-    case, record = draft.case, draft.record
-    looks = [case.now + case.settings.poll]
-    if record.unready_since is not None:
-        looks.append(record.unready_since + case.spec.readiness.unready_grace)
-    if record.applied_at is not None:
-        interval, lag = case.spec.analysis.interval, case.settings.lag_of(case.spec.analysis.provider)
-        start = grid_start(record.applied_at, case.settings.propagation)
-        done = max(0, (case.now - lag - start) // interval)
-        looks.append(start + (done + 1) * interval + lag)
-    if (due := steps.deadline(case.spec, record)) is not None:
-        looks.append(due)
-    return min(look for look in looks if look > case.now)

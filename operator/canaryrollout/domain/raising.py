@@ -20,8 +20,8 @@ def set_weights(draft: Draft, weight: int, phase: Phase, reason: str, message: s
     """Write weights after what they alter has been recorded."""
     case, record = draft.case, draft.record
     stable = draft.status.stable_version or ""
-    actions = routes.shift(case.traffic, stable, record.version, weight, draft.status.subsets)
-    draft.remember(change for action in actions for change in changes_of(action, draft.status.subsets))
+    actions = routes.shift(case.traffic, stable, record.version, weight, draft.subsets())
+    draft.remember(change for action in actions for change in changes_of(action, draft.subsets()))
     failures = [f.message for action in actions if (f := case.observation.failures.get(action.key))]
     if failures:
         message = f"{message}; not yet accepted: {'; '.join(failures)}"
@@ -61,15 +61,15 @@ def complete(draft: Draft, target: Target) -> Decision:
     if ready is not None and ready < draft.required():
         draft.rollout(target=None)
         message = f"{record.version} has {ready} ready endpoints and needs {draft.required()}; it gets no more traffic"
-        return draft.move(Phase.PROGRESSING, "CanaryNotReady", message, again=True)
+        return set_weights(draft, record.weight, Phase.PROGRESSING, "CanaryNotReady", message)
     written: dict[str, int] = {}
     for route in traffic.routes:
         found, share = route.virtual_service, route.weight_of(record.version)
         if share == target.weight or found.generation == target.generations.get(found.name):
             continue
-        if found.written_by_us and share < target.weight:
+        if found.written_by_us and share < target.weight and found.name in target.generations:
             return rollback.begin(draft, "RollbackResumed", f"{found.name} shows a rollback that was under way")
-        if record.weight and share != record.weight:
+        if record.weight and share != record.weight and found.name in target.generations:
             return _changed_meanwhile(draft)
         written[found.name] = found.generation
     if written:

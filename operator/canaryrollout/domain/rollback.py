@@ -6,11 +6,13 @@ only: stable is *known* to have no ready endpoint, so that going back would send
 
 from __future__ import annotations
 
-from canaryrollout.api.status import Phase
+from canaryrollout.api.status import Baseline, Phase, RolloutRecord
 from canaryrollout.domain import routes
+from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.cleanup import cleanup
 from canaryrollout.domain.decision import Decision, Order
 from canaryrollout.domain.draft import Draft
+from canaryrollout.domain.observation import Refused
 
 
 def begin(draft: Draft, reason: str, explanation: str) -> Decision:
@@ -39,6 +41,15 @@ def proceed(draft: Draft) -> Decision:
         return _withheld(draft, record.explanation)
     if any(draft.case.traffic.weights_of(record.version)):
         return _lower(draft)
+    stuck = [f for f in draft.case.traffic.flaws if isinstance(f, Refused) and _names(draft, f, record.version)]
+    if stuck:
+        return draft.move(
+            Phase.BLOCKED,
+            stuck[0].reason,
+            f"{record.version} should be taken to 0 ({record.explanation}), but still has traffic where it cannot be: "
+            f"{'; '.join(flaw.message for flaw in stuck)}",
+            wake_in=draft.case.settings.retry,
+        )
     if draft.case.traffic.unreadable:
         return draft.move(
             Phase.ROLLING_BACK,
@@ -54,7 +65,10 @@ def proceed(draft: Draft) -> Decision:
 
 def _lower(draft: Draft) -> Decision:
     record = draft.record
-    actions = routes.lower(draft.case.traffic, draft.status.stable_version or "", record.version, draft.status.subsets)
+    subsets = draft.subsets()
+    actions = routes.lower(draft.case.traffic, draft.status.stable_version or "", record.version, subsets)
+    draft.remember(change for action in actions for change in changes_of(action, subsets))
+    draft.rollout(drained_since=None, cleaned_at=None)
     failures = [f.message for a in actions if (f := draft.case.observation.failures.get(a.key))]
     stuck = [r.name for r in draft.case.traffic.routes if r.weight_of(record.version)] if not actions else []
     message = f"taking {record.version} to 0: {record.explanation}"
@@ -79,6 +93,12 @@ def _lower(draft: Draft) -> Decision:
     )
 
 
+def _names(draft: Draft, flaw: Refused, version: str) -> bool:
+    """Return whether a route that cannot be moved sends requests to a version."""
+    subset = draft.subsets().get(version)
+    return any(d.weight and d.subset == subset for d in flaw.destinations)
+
+
 def _nowhere_to_go(draft: Draft) -> bool:
     """Return whether the canary has traffic that stable is known to be unable to take."""
     case, canary = draft.case, draft.record.version
@@ -101,9 +121,27 @@ def _ended(draft: Draft) -> Decision:
     record, spec, stable = draft.record, draft.case.spec, draft.status.stable_version
     draft.rollout(weight=0)
     draft.note("RolledBack", f"all traffic is on {stable} again: {record.explanation}", warning=True)
-    if spec.version == record.version and not draft.case.identity.deleting:
+    abandoned = record.reason in ("SpecReverted", "Superseded")
+    if spec.version == record.version and not abandoned and not draft.case.identity.deleting:
         draft.rollout(ended_at=draft.case.now, drained_since=None, cleaned_at=None)
         return draft.move(Phase.ROLLED_BACK, record.reason, f"{record.version} was taken back: {record.explanation}")
+    if spec.version != stable and not draft.case.identity.deleting:
+        return start(draft, record.baseline)
     draft.update(rollout=None)
-    message = f"all traffic is on {stable}"
-    return draft.move(Phase.STABLE, "RolledBack", message, again=spec.version != stable)
+    return draft.move(Phase.STABLE, "RolledBack", f"all traffic is on {stable}")
+
+
+def start(draft: Draft, baseline: Baseline | None = None) -> Decision:
+    """Start moving traffic to the wanted version.
+
+    Args:
+        draft: The decision in the making.
+        baseline: What was measured before the rollout that ended just now; a window before this one would count what
+            its canary did.
+    """
+    version, stable = draft.case.spec.version, draft.status.stable_version
+    record = RolloutRecord(version=version, started_at=draft.case.now, baseline=baseline)
+    draft.update(rollout=record, contest=None)
+    message = f"moving {draft.case.spec.host} from {stable} to {version}"
+    draft.note("RolloutStarted", message)
+    return draft.move(Phase.PREPARING, "RolloutStarted", message, again=True)

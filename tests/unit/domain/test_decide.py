@@ -364,3 +364,128 @@ def test_an_unusable_object_can_still_be_deleted() -> None:
     identity = Identity("shop", "reviews", "uid-1", 3, START, deleting=True, finalizer=True)
     decision = decide_invalid(World().state, identity, ["unreadable"], START)
     assert decision.actions == (SetFinalizer(False),)
+
+
+class TestMeshTrouble:
+    """Objects go missing, change shape, or refuse writes, while traffic is split."""
+
+    def test_deletion_does_not_wait_for_a_virtual_service_that_is_gone(self) -> None:
+        world = at(30)
+        world.services.clear()
+        world.deleting = True
+        world.run(600)
+        assert not world.finalizer
+        assert [s["name"] for s in (world.rule or {})["spec"]["subsets"]] == ["v1"]
+
+    def test_a_canary_on_a_route_that_cannot_be_moved_is_not_called_rolled_back(self) -> None:
+        world = at(30)
+        split = [destination("v1", 50), destination("v2", 30), destination("v3", 20)]
+        assert world.rule is not None
+        world.rule["spec"]["subsets"].append({"name": "v3", "labels": {"version": "v3"}})
+        world.edit("reviews", lambda mesh: mesh["http"][0].update(route=split))
+        world.command = "abort/v2/1"
+        world.run(60)
+        assert (world.phase, world.reason) == (Phase.BLOCKED, "TooManyDestinations")
+        world.edit("reviews", lambda mesh: mesh["http"][0].update(route=split[:2]))
+        world.run()
+        assert world.phase is Phase.ROLLED_BACK
+        assert world.share("v2") == 0
+
+    def test_a_canary_is_judged_while_its_raise_is_stuck(self) -> None:
+        names = ("gateway", "reviews")
+        routing = {"virtualServices": [{"name": name} for name in names], "destinationRule": {"name": "reviews"}}
+        world = World(rollout=spec(istio=routing), services={name: virtual_service(name) for name in names})
+        world.run(until=lambda w: w.share("v2") == 10)
+        world.refusing = frozenset({"gateway"})
+        world.run(until=lambda w: max(w.shares("v2")) == 30)
+        world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+        world.run(60)
+        assert world.phase is Phase.ROLLING_BACK
+        assert world.shares("v2") == [10, 0]
+        world.refusing = frozenset()
+        assert world.run().phase is Phase.ROLLED_BACK
+
+    def test_a_raise_that_is_never_accepted_ends_at_the_deadline(self) -> None:
+        world = World()
+        world.refusing = frozenset({"reviews"})
+        world.rule = destination_rule("v1", "v2")
+        world.run(3600, until=lambda w: w.phase is Phase.ROLLED_BACK)
+        assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "DeadlineExceeded")
+
+    def test_no_raise_without_the_destination_rule(self) -> None:
+        world = at(30)
+        world.rule = None
+        world.run(300)
+        assert (world.phase, world.reason) == (Phase.BLOCKED, "DestinationRuleNotFound")
+        route = world.services["reviews"]["spec"]["http"][0]["route"]
+        assert [entry["weight"] for entry in route] == [70, 30]
+
+    def test_a_subset_that_somebody_removed_is_added_again(self) -> None:
+        world = at(30)
+        assert world.rule is not None
+        world.rule["spec"]["subsets"].pop()
+        world.run(10)
+        assert [s["name"] for s in world.rule["spec"]["subsets"]] == ["v1", "v2"]
+        assert "SubsetLost" in history(world)
+        assert world.run().phase is Phase.STABLE
+
+    def test_traffic_is_not_sent_back_to_a_version_that_is_gone(self) -> None:
+        world = World(rollout=spec(version="v1"), rule=destination_rule("v1", "v2")).run()
+        world.ready = {"v2": 2}
+        world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 0), destination("v2", 100)]))
+        world.run(120)
+        assert world.share("v2") == 100
+        assert (world.phase, world.reason) == (Phase.BLOCKED, "StableGone")
+        world.apply(version="v2")
+        world.run()
+        assert (world.phase, world.state.stable_version) == (Phase.STABLE, "v2")
+
+    def test_a_route_that_comes_onto_the_list_gets_the_present_weight(self) -> None:
+        routes = [{"name": name, "route": [destination("v1")]} for name in ("primary", "second")]
+        listed = {
+            "virtualServices": [{"name": "reviews", "routes": ["primary"]}],
+            "destinationRule": {"name": "reviews"},
+        }
+        world = World(rollout=spec(istio=listed), services={"reviews": virtual_service("reviews", *routes)})
+        world.run(until=lambda w: w.state.weight == 30)
+        both = {"virtualServices": [{"name": "reviews", "routes": ["primary", "second"]}]}
+        world.apply(istio={**listed, **both})
+        world.run(10)
+        assert world.shares("v2") == [30, 30]
+        assert "DriftDetected" not in history(world)
+        assert world.run().phase is Phase.STABLE
+
+    def test_a_bad_canary_is_taken_back_while_a_drift_is_waited_out(self) -> None:
+        world = at(30, rollout=spec(analysis={"interval": "10s", "minRequests": 20, "errorRate": {"max": "1%"}}))
+        world.run(25)
+        edit(world, 20)
+        world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+        world.run(13)
+        assert world.share("v2") == 0
+
+    def test_changing_ones_mind_twice_during_a_rollback_starts_the_wanted_version(self) -> None:
+        world = at(30)
+        world.apply(version="v1")
+        world.step()
+        world.apply(version="v2")
+        world.run()
+        assert (world.phase, world.state.stable_version) == (Phase.STABLE, "v2")
+
+    def test_a_wait_for_a_person_ends_with_the_pause(self) -> None:
+        world = World(rollout=spec(paused=True)).run(60)
+        assert (world.phase, world.reason) == (Phase.PAUSED, "Paused")
+        world.ready = {"v1": 2}
+        world.apply(paused=False)
+        world.run(3600)
+        assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "CanaryNotReady")
+
+    def test_a_share_that_contradicts_the_weight_is_a_finding_and_the_hold_starts_after_it(self) -> None:
+        world = at(10)
+        world.weights.append((world.now, 60))
+        world.run(until=lambda w: w.state.rollout is not None and w.state.rollout.in_effect_at is not None)
+        assert "ShareContradicts" in history(world)
+        record = world.state.rollout
+        assert record is not None
+        assert record.in_effect_at is not None
+        assert record.applied_at is not None
+        assert record.in_effect_at - record.applied_at >= timedelta(seconds=30)

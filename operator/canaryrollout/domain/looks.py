@@ -1,0 +1,29 @@
+"""When a rollout that has traffic is looked at again."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from canaryrollout.domain import steps
+from canaryrollout.domain.draft import Draft
+
+
+def grid_start(applied_at: datetime, propagation: timedelta) -> datetime:
+    """Return where the evidence of a weight begins: when it was confirmed, and the proxies had time to hear of it."""
+    return applied_at + propagation
+
+
+def next_look(draft: Draft) -> datetime:
+    """Return when new evidence is due, a wait ends, or the mesh should be looked at again."""
+    case, record = draft.case, draft.record
+    looks = [case.now + case.settings.poll]
+    if record.unready_since is not None:
+        looks.append(record.unready_since + case.spec.readiness.unready_grace)
+    if record.applied_at is not None:
+        interval, lag = case.spec.analysis.interval, case.settings.lag_of(case.spec.analysis.provider)
+        start = grid_start(record.applied_at, case.settings.propagation)
+        done = max(0, (case.now - lag - start) // interval)
+        looks.append(start + (done + 1) * interval + lag)
+    if (due := steps.deadline(case.spec, record)) is not None:
+        looks.append(due)
+    return min(look for look in looks if look > case.now)
