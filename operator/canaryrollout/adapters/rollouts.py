@@ -40,7 +40,7 @@ def rollout_of(body: Mapping[str, Any]) -> Rollout:
         command=str((metadata.get("annotations") or {}).get(COMMAND) or "").strip(),
     )
     version = str(metadata.get("resourceVersion") or "")
-    return Rollout(identity, version, read.spec, read.status, read.problems)
+    return Rollout(identity, version, read.spec, read.status, read.problems, read.status_problems)
 
 
 def status_patch(resource_version: str, status: CanaryRolloutStatus) -> list[Operation]:

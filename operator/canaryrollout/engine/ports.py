@@ -39,6 +39,7 @@ class Rollout:
 
     ``problems`` says, for people, what is wrong with the spec. ``spec`` is ``None`` when it cannot be read at all; one
     that can be read is here even when it has problems, because it still tells which traffic to take back.
+    ``status_problems`` says why the status could not be read; ``status`` is then empty, and must not be written.
     """
 
     identity: Identity
@@ -46,6 +47,7 @@ class Rollout:
     spec: CanaryRolloutSpec | None
     status: CanaryRolloutStatus
     problems: tuple[str, ...] = ()
+    status_problems: tuple[str, ...] = ()
 
 
 class RolloutStore(Protocol):

@@ -73,6 +73,13 @@ def _log_events(key: str, events: tuple[Event, ...]) -> None:
         log(event.message, rollout=key, reason=event.reason)
 
 
+def _leave_alone(rollout: Rollout) -> Decision:
+    """Answer a status that a newer or broken operator wrote: what it records would be lost by writing over it."""
+    message = f"status cannot be read, so nothing is done: {'; '.join(rollout.status_problems)}"
+    _log.error("status unreadable", rollout=rollout.identity.key, problems=rollout.status_problems)
+    return Decision(rollout.status, events=(Event("StatusUnreadable", message, warning=True),))
+
+
 class Worker:
     """Takes keys from the queue and makes one pass for each; several may run side by side."""
 
@@ -173,6 +180,8 @@ class Worker:
 
     async def _decide(self, rollout: Rollout, attempts: Attempts) -> Decision:
         core, now = self._parts.core, self._parts.clock.now
+        if rollout.status_problems:
+            return _leave_alone(rollout)
         if rollout.spec is None or (rollout.problems and not _must_go_on(rollout)):
             return core.decide_invalid(rollout.status, rollout.identity, rollout.problems, now())
         wake = partial(self._parts.queue.add, rollout.identity.key)
