@@ -85,6 +85,7 @@ class RealNodeLab(Lab):
         if reason := host.why_not():
             raise LabError(reason)
         with host.alone():
+            host.check_free(self.dir)
             self.processes.stop_all(grace=2.0)
             host.release(self.dir)
             self._archive = images.archive(self.progress)

@@ -93,16 +93,25 @@ def alone() -> Iterator[None]:
         yield
 
 
+def check_free(owner: Path) -> None:
+    """Refuse where another lab that still runs has claimed this machine.
+
+    Raises:
+        LabError: names that lab.
+    """
+    holder = _holder()
+    if holder is not None and holder != owner and any(map(Processes(holder).alive, Processes(holder).names())):
+        raise LabError(f"there can be one real node on a machine, and the lab in {holder} has it; end that one first")
+
+
 def claim(owner: Path) -> None:
     """Make the network of a node, for the lab with this state directory.
 
     Raises:
         LabError: another lab, or something that is no lab, is in the way.
     """
-    holder = _holder()
-    if holder is not None and holder != owner and any(map(Processes(holder).alive, Processes(holder).names())):
-        raise LabError(f"there can be one real node on a machine, and the lab in {holder} has it; end that one first")
-    if holder is not None:
+    check_free(owner)
+    if (holder := _holder()) is not None:
         release(holder)
     if (Path("/sys/class/net") / BRIDGE).exists():
         raise LabError(
