@@ -60,7 +60,7 @@ class Case:
 
 
 TCP = [{"match": [{"port": 80}], "route": [{"destination": {"host": "tcp"}}]}]
-SEVERAL = [
+SEVERAL: Http = [
     {"match": [{"uri": {"prefix": "/a"}}], "route": [to("ambiguous", "v1")]},
     {"name": "rest", "route": [to("ambiguous", "v1")]},
 ]

@@ -221,6 +221,10 @@ class Service:
         )
         return self.status
 
+    def until_condition(self, kind: str, state: str, reason: str) -> None:
+        """Wait for the status and reason of a condition."""
+        self.until(lambda: self.condition(kind) == (state, reason), f"{kind} {state} {reason}")
+
     def until_weight(self, weight: int, *, in_effect: bool = False) -> CanaryRolloutStatus:
         """Wait until the canary's weight is confirmed, or seen in traffic too."""
 

@@ -52,7 +52,8 @@ def test_weights_changed_by_other_hands_are_answered(place: Place) -> None:
     lowered, raised, fought = (place.service(name) for name in ("lowered", "raised", "fought"))
     for service in (lowered, raised, fought):
         service.send(30)
-        service.apply("v2", steps=ASK)
+        # Each answer waits twice as long as the one before, from one interval on.
+        service.apply("v2", steps=ASK, analysis={"interval": "1s" if service is fought else "2s"})
     for service in (lowered, raised, fought):
         awaiting(service)
 
@@ -75,10 +76,9 @@ def test_weights_changed_by_other_hands_are_answered(place: Place) -> None:
         awaiting(service)
         service.command("approve/v2/1")
 
-    while fought.status.phase is not Phase.BLOCKED:
-        fought.until(lambda: fought.weights()["v2"] != 20 or fought.status.phase is Phase.BLOCKED, "an answer")
-        if fought.status.phase is not Phase.BLOCKED:
-            fought.reweigh(v1=80, v2=20)
+    for _ in range(3):
+        fought.until(lambda: fought.weights() == {"v1": 50, "v2": 50}, "weights of before")
+        fought.reweigh(v1=80, v2=20)
     fought.until_phase(Phase.BLOCKED, "WeightContested")
     fought.until(lambda: fought.weights() == {"v1": 100, "v2": 0}, "a canary without traffic")
     assert "kubectl-patch keeps changing the weights" in fought.status.message

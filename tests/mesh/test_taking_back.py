@@ -26,11 +26,11 @@ def services(street: Place) -> dict[str, Service]:
     found["absent"] = street.service("absent", versions=("v1",))
     found["flaky"].backends["v2"].set_mode(error_rate=0.05)
     found["broken"].backends["v2"].set_mode(error_rate=1.0)
-    for name, rate in {"flaky": 50, "slow": 40, "broken": 40, "lost": 8, "absent": 10}.items():
+    for name, rate in {"flaky": 50, "slow": 40, "broken": 40, "lost": 4, "absent": 10}.items():
         found[name].send(rate)
 
-    def ladder(first: int, *more: int) -> list[dict[str, object]]:
-        return [{"weight": first, "hold": UNTIL_FURTHER_NOTICE}, *({"weight": weight} for weight in (*more, 100))]
+    def ladder(weight: int) -> list[dict[str, object]]:
+        return [{"weight": weight, "hold": UNTIL_FURTHER_NOTICE}, {"weight": 100}]
 
     found["flaky"].apply("v2", steps=ladder(40), analysis={"minRequests": 50})
     latency = {"threshold": "500ms", "maxSlow": "5%"}

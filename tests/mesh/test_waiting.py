@@ -60,7 +60,7 @@ def test_an_outage_of_prometheus_holds_and_hinders_no_way_back(place: Place) -> 
     place.lab.stop("prometheus")
     try:
         for service in (held, aborted):
-            service.until(lambda s=service: s.condition("AnalysisHealthy") == ("False", "ProviderError"), "an error")
+            service.until_condition("AnalysisHealthy", "False", "ProviderError")
             assert service.status.phase is Phase.PROGRESSING
         assert held.reason in ("Converging", "ProviderError")
         assert "Connection refused" in next(
