@@ -73,8 +73,12 @@ class ProviderSettings(Block):
 
     @property
     def effective_lag(self) -> timedelta:
-        """Return how far behind the present its data is: as set, or a scrape interval and the time to take it in."""
-        return self.lag if self.lag is not None else self.scrape_interval + _INGESTION
+        """Return how far behind the present its data is: as set, or the time a sample takes to be queryable.
+
+        The scrape interval is no part of it: a block ends with the newest sample at or before its end, and what came
+        after that sample belongs to the next block.
+        """
+        return self.lag if self.lag is not None else _INGESTION
 
 
 class LeaderElection(Block):
