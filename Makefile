@@ -14,7 +14,7 @@ PIN := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --n
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup test test-unit test-cluster test-mesh test-node check generate lock
+.PHONY: help setup test test-unit test-cluster test-mesh test-node check bench generate lock
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ check: $(READY) ## Lint, types, import contracts, generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m canaryrollout.api.crd --check
+
+bench: $(READY) ## Measure what a rollout costs: counts first, then time on this machine
+	@$(BIN)/python -m bench.replay
 
 generate: $(READY) ## Write deploy/crds/ from the models
 	@$(BIN)/python -m canaryrollout.api.crd

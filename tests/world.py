@@ -137,7 +137,7 @@ class World:
     events: list[str] = field(default_factory=list)
     refusing: frozenset[str] = frozenset()
     _failures: dict[str, Failure] = field(default_factory=dict)
-    _passes: int = 0
+    passes: int = 0
 
     def __post_init__(self) -> None:
         self.originals = copy.deepcopy((self.services, self.rule))
@@ -188,7 +188,7 @@ class World:
 
     def step(self) -> Decision:
         """Make one pass: observe, decide, act."""
-        self._passes += 1
+        self.passes += 1
         status = self.state
         identity = self._identity()
         wanted = needs(self.rollout, status, identity, self.now, SETTINGS)
@@ -235,7 +235,7 @@ class World:
             else:
                 assert decision.wake_at > self.now - timedelta(milliseconds=1), "wakes up in the past"
                 self.now = max(decision.wake_at, self.now + timedelta(milliseconds=1))
-            assert self._passes < 20_000, "no end"
+            assert self.passes < 20_000, "no end"
         return self
 
     def _identity(self) -> Identity:

@@ -1,0 +1,1 @@
+"""Measurements. Counts come first: they are the same on every machine."""
