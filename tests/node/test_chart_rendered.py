@@ -12,7 +12,8 @@ from canaryrollout.shell.settings import load
 from lab.paths import REPO_DIR
 from tests.node.conftest import Helm
 
-pytestmark = pytest.mark.node
+# The first test may have to wait for tools and images to be built.
+pytestmark = [pytest.mark.node, pytest.mark.timeout(3600)]
 
 CHART = REPO_DIR / "deploy" / "helm" / "canaryrollout"
 

@@ -15,7 +15,8 @@ from lab.paths import REPO_DIR
 from lab.realnode import RealNodeLab
 from tests.node.conftest import place
 
-pytestmark = pytest.mark.node
+# The first test may have to wait for tools and images to be built.
+pytestmark = [pytest.mark.node, pytest.mark.timeout(3600)]
 
 PROGRAM = """
 import sys, time
