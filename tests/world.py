@@ -136,7 +136,7 @@ class World:
     weights: list[tuple[datetime, int]] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     refusing: frozenset[str] = frozenset()
-    _failures: dict[str, Failure] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
     passes: int = 0
 
     def __post_init__(self) -> None:
@@ -199,7 +199,7 @@ class World:
             evidence=self._evidence(wanted.evidence),
             baseline=self._evidence(wanted.baseline),
             claims=self.claims,
-            failures=dict(self._failures),
+            failures=dict(self.failures),
         )
         decision = decide(self.rollout, status, observation, self.now, SETTINGS)
         if decision.order is Order.STATUS_FIRST:
@@ -226,7 +226,7 @@ class World:
             except Crash:
                 self.now += timedelta(seconds=1)
                 continue
-            if decision.again and not self._failures:
+            if decision.again and not self.failures:
                 self.now += timedelta(milliseconds=20)
             elif decision.wake_at is None:
                 if not decision.again:
@@ -315,10 +315,10 @@ class World:
             self._write("finalizer", lambda: setattr(self, "finalizer", action.present))
             return
         if action.found.name in self.refusing:
-            count = self._failures[action.key].count + 1 if action.key in self._failures else 1
-            self._failures[action.key] = Failure(count, "refused by a webhook", self.now)
+            count = self.failures[action.key].count + 1 if action.key in self.failures else 1
+            self.failures[action.key] = Failure(count, "refused by a webhook", self.now)
             return
-        self._failures.pop(action.key, None)
+        self.failures.pop(action.key, None)
         document = self.rule if isinstance(action, AddSubset | RemoveSubsets) else self.services[action.found.name]
         assert document is not None
         if isinstance(action, SetWeights):
