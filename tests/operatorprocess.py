@@ -94,6 +94,7 @@ class OperatorProcess:
         self._port = self._ports.take()
         self.processes = Processes(self._directory, logs=lab.dir / "logs")
         self._guard = Guard(self._directory)
+        self._logged = self.log.stat().st_size if self.log.exists() else 0
 
     @property
     def log(self) -> Path:
@@ -182,6 +183,14 @@ class OperatorProcess:
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
+
+    def complaints(self) -> list[str]:
+        """Lines of its log that nothing in a test gives it a reason for: errors, and what its rights did not allow."""
+        with self.log.open("rb") as log:
+            log.seek(self._logged)
+            lines = log.read().decode(errors="replace").splitlines()
+        bad = ('"level": "error"', '"level": "critical"', "Traceback", "orbidden")
+        return [line for line in lines if any(sign in line for sign in bad)]
 
     def close(self) -> None:
         """End it for good."""

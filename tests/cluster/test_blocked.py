@@ -230,6 +230,7 @@ def town(apiserver: Lab) -> Iterator[Town]:
             )
             yield Town(apiserver, operator, witness)
             apiserver.kubectl("delete", "canaryrollouts", "--all", "-n", NAMESPACE, "--timeout=30s")
+            assert operator.complaints() == []
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,6 +21,8 @@ def operator(request: pytest.FixtureRequest, lab: Lab) -> Iterator[OperatorProce
     with running_operator(lab, lab.prometheus_url) as operator:
         request.config.stash[_OPERATOR] = operator
         yield operator
+        complaints = operator.complaints()
+        assert complaints == [], "the operator logged errors, or met a limit of its rights"
 
 
 @pytest.fixture
