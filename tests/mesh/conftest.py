@@ -13,6 +13,7 @@ from tests.operatorprocess import NAME, OperatorProcess, running_operator
 
 _OPERATOR = pytest.StashKey[OperatorProcess]()
 _SHOWN_LINES = 40
+_FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,19 @@ def street(request: pytest.FixtureRequest, lab: Lab, operator: OperatorProcess) 
     """A namespace that the tests of a module share, each with services of its own."""
     with new_place(lab, operator, _namespace(request.module.__name__.rpartition(".test_")[2])) as place:
         yield place
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> list[str]:
+    """Lines that are shown at the end of the run, whether or not a test failed."""
+    return request.config.stash.setdefault(_FIGURES, [])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show what was measured."""
+    if lines := config.stash.get(_FIGURES, []):
+        terminalreporter.section("what rollouts cost")
+        terminalreporter.write_line("\n".join(lines))
 
 
 def _namespace(name: str) -> str:

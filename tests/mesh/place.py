@@ -194,9 +194,10 @@ class Service:
         return [subset["name"] for subset in self.latest(DESTINATION_RULE)["spec"].get("subsets", ())]
 
     def events(self) -> list[Mapping[str, Any]]:
-        """Kubernetes Events about it, oldest first."""
+        """Kubernetes Events about it, oldest first; those about an earlier object of its name are left out."""
+        uid = self.latest(ROLLOUT)["metadata"]["uid"]
         found = [seen.document for seen in self.place.witness.seen() if seen.kind == EVENT]
-        return [event for event in found if event.get("regarding", {}).get("name") == self.name]
+        return [event for event in found if event.get("regarding", {}).get("uid") == uid]
 
     def event(self, reason: str) -> Mapping[str, Any]:
         """The first Event with a reason; waits for it, as Events are sent after the fact."""

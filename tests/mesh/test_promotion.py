@@ -6,7 +6,7 @@ import pytest
 
 from canaryrollout.api.status import Phase
 from lab.demo.watch import VIRTUAL_SERVICE
-from tests.mesh.place import Place, Service, assert_fair, destination, reasons, route
+from tests.mesh.place import Place, Service, assert_fair, destination, reasons, route, written
 
 pytestmark = pytest.mark.mesh
 
@@ -93,3 +93,15 @@ def test_traffic_that_is_split_already_is_judged_where_it_stands(split: Service)
     raised = [seen.document["spec"]["http"][0]["route"][1]["weight"] for seen in split.seen(VIRTUAL_SERVICE)]
     assert raised == [20, 60, 100]
     split.assert_nothing_lost()
+
+
+def test_a_version_that_is_gone_is_replaced_at_once(street: Place) -> None:
+    """Nobody answers for v1, so that there is nothing to compare with and nothing to lose."""
+    gone = street.service("gone")
+    gone.backends["v1"].stop()
+    gone.apply("v2", hold="10m")
+    gone.until_promoted("v2")
+    assert gone.event("ServingVersionGone")["type"] == "Warning"
+    weights = [written(seen.document["spec"]["http"][0]).get("v2") for seen in gone.seen(VIRTUAL_SERVICE)]
+    assert weights[:2] == [None, 100]
+    assert gone.weights() == {"v1": None, "v2": 100}
