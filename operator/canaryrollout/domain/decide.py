@@ -23,6 +23,7 @@ from canaryrollout.domain.observation import Claim, Identity, Observation
 from canaryrollout.domain.prepare import prepare
 from canaryrollout.domain.raising import complete, stop_waiting
 from canaryrollout.domain.settings import DomainSettings
+from canaryrollout.domain.subsets import restore_own
 
 MIN_CLOCK_STEP: Final = timedelta(seconds=5)
 
@@ -190,6 +191,9 @@ def _rest(draft: Draft) -> Decision:
     if off:
         return drift.answer(draft, intent, off)
     drift.settled(draft)
+    restored = restore_own(draft, phase)
+    if restored is not None:
+        return restored
     wake = case.settings.retry * 5 if case.traffic.unreadable else None
     wake_at = drift.forgotten_at(draft)
     if ended is not None:
@@ -207,7 +211,7 @@ def _promoting(draft: Draft) -> Decision:
     off = drift.differing(draft, intent)
     if off:
         return drift.answer(draft, intent, off)
-    waiting = cleanup(draft, Phase.PROMOTING)
+    waiting = restore_own(draft, Phase.PROMOTING) or cleanup(draft, Phase.PROMOTING)
     if waiting is not None:
         return waiting
     draft.update(rollout=None, contest=None)

@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 from canaryrollout.api.status import Baseline, Phase
 from canaryrollout.domain import rollback, routes, steps
 from canaryrollout.domain.changes import changes_of
-from canaryrollout.domain.decision import AddSubset, Decision, SetFinalizer
+from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.first_sight import blocked
-from canaryrollout.domain.naming import subset_name
 from canaryrollout.domain.observation import Unreadable
 from canaryrollout.domain.raising import raise_to, set_weights
+from canaryrollout.domain.subsets import find_or_add
 
 
 def prepare(draft: Draft) -> Decision:
@@ -38,7 +38,7 @@ def prepare(draft: Draft) -> Decision:
         return draft.move(Phase.PREPARING, "Preparing", message, actions=(finalizer,), again=True, wake_in=wait)
     return (
         _level(draft)
-        or _subsets(draft)
+        or find_or_add(draft)
         or _settle(draft)
         or _pin(draft)
         or _await_endpoints(draft)
@@ -100,46 +100,6 @@ def _level(draft: Draft) -> Decision | None:
     again = not any(action.key in case.observation.failures for action in actions)
     wait = case.settings.retry
     return draft.move(Phase.PREPARING, "Leveling", message, actions=actions, again=again, wake_in=wait)
-
-
-def _subsets(draft: Draft) -> Decision | None:
-    """Find or add the subsets of both versions, one patch at a time."""
-    case = draft.case
-    rule = case.traffic.rule
-    assert rule is not None  # noqa: S101 - the caller looked
-    names = dict(draft.status.subsets)
-    for version in (draft.status.stable_version or "", draft.record.version):
-        existing = [s.name for s in rule.subsets if s.version == version]
-        if not existing:
-            message = f"adding a subset for version {version} to DestinationRule {rule.name}"
-            return add_subset(draft, version, Phase.PREPARING, message)
-        routed = [name for route in case.traffic.routes if (name := route.subset_of(version))]
-        names[version] = next((name for name in routed if name in existing), existing[0])
-    if names != draft.status.subsets:
-        draft.update(subsets=names)
-    return None
-
-
-def add_subset(draft: Draft, version: str, phase: Phase, message: str) -> Decision:
-    """Add a subset for a version, on record before it is written; its name stays the one that routes know."""
-    case = draft.case
-    rule = case.traffic.rule
-    assert rule is not None  # noqa: S101 - the caller looked
-    taken = {s.name for s in rule.subsets}
-    known = draft.status.subsets.get(version)
-    name = known if known and known not in taken else subset_name(version, taken)
-    stable = draft.status.stable_version or ""
-    template = next((s.name for s in rule.subsets if s.version == stable), None)
-    action = AddSubset(rule, name, version, case.spec.version_label, template)
-    draft.remember(changes_of(action))
-    draft.update(subsets={**draft.status.subsets, version: name})
-    draft.rollout(subset_seen_at=None)
-    failure = case.observation.failures.get(action.key)
-    if failure:
-        message = f"{message}; not yet accepted: {failure.message}"
-    return draft.move(
-        phase, "AddingSubset", message, actions=(action,), again=failure is None, wake_in=case.settings.retry
-    )
 
 
 def _settle(draft: Draft) -> Decision | None:

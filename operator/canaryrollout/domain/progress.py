@@ -19,8 +19,8 @@ from canaryrollout.domain.evidence import Block, total
 from canaryrollout.domain.gates import Judgement, judge
 from canaryrollout.domain.looks import grid_start, next_look
 from canaryrollout.domain.observation import Missing, Refused
-from canaryrollout.domain.prepare import add_subset
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
+from canaryrollout.domain.subsets import restore_lost
 
 
 def progress(draft: Draft) -> Decision:
@@ -155,13 +155,10 @@ def _without_subset(draft: Draft) -> Decision | None:
         )
         wake = case.settings.retry
         return overdue(draft, message) or draft.move(phase or _phase(draft), reason, message, wake_in=wake)
-    for version in (draft.status.stable_version or "", record.version):
-        if not any(subset.version == version for subset in rule.subsets):
-            message = f"DestinationRule {rule.name} lost its subset for {version}; adding it again"
-            if case.seen.message != message:
-                draft.note("SubsetLost", message, warning=True)
-            return overdue(draft, message) or add_subset(draft, version, _phase(draft), message)
-    return None
+    restored = restore_lost(draft, (draft.status.stable_version or "", record.version), _phase(draft))
+    if restored is None:
+        return None
+    return overdue(draft, restored.status.message) or restored
 
 
 def _promoted_by_command(draft: Draft) -> Decision | None:

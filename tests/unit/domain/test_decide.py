@@ -429,6 +429,14 @@ class TestMeshTrouble:
         assert "SubsetLost" in history(world)
         assert world.run().phase is Phase.STABLE
 
+    def test_a_promoted_version_keeps_its_subset(self) -> None:
+        world = World().run()
+        assert world.rule is not None
+        world.rule["spec"]["subsets"].pop()
+        world.run(10)
+        assert world.share("v2") == 100
+        assert "SubsetLost" in history(world)
+
     def test_traffic_is_not_sent_back_to_a_version_that_is_gone(self) -> None:
         world = World(rollout=spec(version="v1"), rule=destination_rule("v1", "v2")).run()
         world.ready = {"v2": 2}
