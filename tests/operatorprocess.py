@@ -18,14 +18,14 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab import probe
-from lab.demo.scene import chart_rules
+from lab.demo.scene import OPERATOR, grants
 from lab.errors import PartFailed
 from lab.mesh import Lab
 from lab.paths import REPO_DIR
 from lab.ports import LOOPBACK, Reservation
 from lab.process import Guard, Processes
 
-NAME: Final = "operator"
+NAME: Final = OPERATOR
 """Its user in the lab, and its process."""
 NAMESPACE: Final = "canaryrollout-system"
 CRD: Final = REPO_DIR / "deploy" / "crds" / "canaryrollouts.yaml"
@@ -49,31 +49,6 @@ def definition(lab: Lab) -> None:
     """Teach the API server CanaryRollouts."""
     lab.kubectl("apply", "--server-side", "-f", str(CRD))
     lab.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "canaryrollouts.canaryrollout.io")
-
-
-def grants() -> tuple[dict[str, Any], ...]:
-    """What the chart's ClusterRole and Role allow, for the lab's user instead of a ServiceAccount."""
-    leases = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
-    lease = [
-        {**leases, "verbs": ["create"]},
-        {**leases, "resourceNames": ["canaryrollout"], "verbs": ["get", "update", "patch"]},
-    ]
-    cluster = {"name": "canaryrollout"}
-    leader = {"name": "canaryrollout-leader", "namespace": NAMESPACE}
-    return (*_granted("ClusterRole", cluster, chart_rules()), *_granted("Role", leader, lease))
-
-
-def _granted(kind: str, metadata: dict[str, str], rules: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    group = "rbac.authorization.k8s.io"
-    role = {"apiVersion": f"{group}/v1", "kind": kind, "metadata": metadata, "rules": rules}
-    binding = {
-        "apiVersion": f"{group}/v1",
-        "kind": f"{kind}Binding",
-        "metadata": metadata,
-        "roleRef": {"apiGroup": group, "kind": kind, "name": metadata["name"]},
-        "subjects": [{"apiGroup": group, "kind": "User", "name": NAME}],
-    }
-    return role, binding
 
 
 class OperatorProcess:
@@ -204,7 +179,7 @@ def running_operator(lab: Lab, prometheus_url: str, **settings: Any) -> Iterator
     """Run the operator to the end of the block, with the definition installed and its rights granted."""
     definition(lab)
     lab.namespace(NAMESPACE)
-    lab.apply(*grants())
+    lab.apply(*grants(NAMESPACE))
     operator = OperatorProcess(lab, prometheus_url, **settings)
     try:
         operator.start()

@@ -154,8 +154,12 @@ def install(lab: Lab) -> dict[str, Backend]:
     return backends
 
 
-def grants() -> tuple[dict[str, Any], ...]:
-    """What the chart's ClusterRole and Role allow, for the lab's user instead of a ServiceAccount."""
+def grants(namespace: str = NAMESPACE) -> tuple[dict[str, Any], ...]:
+    """What the chart's ClusterRole and Role allow, for the lab's user instead of a ServiceAccount.
+
+    Args:
+        namespace: That of the Lease.
+    """
     group = "rbac.authorization.k8s.io"
     user = {"apiGroup": group, "kind": "User", "name": OPERATOR}
     lease: list[dict[str, Any]] = [
@@ -170,7 +174,7 @@ def grants() -> tuple[dict[str, Any], ...]:
     found = []
     for kind, metadata, rules in (
         ("ClusterRole", {"name": "canaryrollout"}, chart_rules()),
-        ("Role", {"name": "canaryrollout-leader", "namespace": NAMESPACE}, lease),
+        ("Role", {"name": "canaryrollout-leader", "namespace": namespace}, lease),
     ):
         version = f"{group}/v1"
         reference = {"apiGroup": group, "kind": kind, "name": metadata["name"]}

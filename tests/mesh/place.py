@@ -140,7 +140,8 @@ class Service:
         self.kubectl("annotate", "--overwrite", "canaryrollout", self.name, f"canaryrollout.io/command={command}")
 
     def reweigh(self, name: str | None = None, **weights: int) -> None:
-        """Change weights of the first route behind the operator's back (`kubectl patch`)."""
+        """Change weights of the first route behind the operator's back (`kubectl patch`), and see it done."""
+        known = len(self.seen(VIRTUAL_SERVICE, name))
         document = self.latest(VIRTUAL_SERVICE, name or self.name)
         entries = document["spec"]["http"][0]["route"]
         patch = [
@@ -149,6 +150,7 @@ class Service:
             if (subset := entry["destination"].get("subset", "")) in weights
         ]
         self.kubectl("patch", "virtualservice", name or self.name, "--type=json", "-p", json.dumps(patch))
+        self.until(lambda: len(self.seen(VIRTUAL_SERVICE, name)) > known, "sight of changed weights")
 
     def kubectl(self, *arguments: str, **options: Any) -> str:
         """Run kubectl in its namespace."""
@@ -245,6 +247,11 @@ class Service:
             f"promotion of {version}",
         )
         return self.status
+
+    def until_asked(self) -> None:
+        """Wait until it asks for approval of its first step, at 50 %."""
+        status = self.until_phase(Phase.PAUSED, "AwaitingApproval")
+        assert (status.weight, self.weights()) == (50, {"v1": 50, "v2": 50})
 
     def until_taken_back(self, reason: str) -> CanaryRolloutStatus:
         """Wait until the canary was taken back and everything is cleaned up; ``reason`` is why."""

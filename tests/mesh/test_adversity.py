@@ -8,15 +8,11 @@ import pytest
 
 from canaryrollout.api.status import Phase
 from lab.demo.watch import VIRTUAL_SERVICE
-from tests.mesh.place import Place, Service, assert_fair, written
+from tests.mesh.place import Place, assert_fair, written
 
 pytestmark = pytest.mark.mesh
 
 ASK = [{"weight": 50, "approval": "Required"}, {"weight": 100}]
-
-
-def awaiting(service: Service) -> None:
-    service.until_phase(Phase.PAUSED, "AwaitingApproval")
 
 
 def test_an_operator_that_was_killed_continues_and_repeats_nothing(place: Place) -> None:
@@ -55,7 +51,7 @@ def test_weights_changed_by_other_hands_are_answered(place: Place) -> None:
         # Each answer waits twice as long as the one before, from one interval on.
         service.apply("v2", steps=ASK, analysis={"interval": "1s" if service is fought else "2s"})
     for service in (lowered, raised, fought):
-        awaiting(service)
+        service.until_asked()
 
     lowered.reweigh(v1=90, v2=10)
     raised.reweigh(v1=5, v2=95)
@@ -73,7 +69,7 @@ def test_weights_changed_by_other_hands_are_answered(place: Place) -> None:
     assert lowered.event("WeightReasserted")["note"] == "weights set to v1 50 / v2 50 again, 1 of 3 times"
 
     for service in (lowered, raised):
-        awaiting(service)
+        service.until_asked()
         service.command("approve/v2/1")
 
     for _ in range(3):
@@ -88,7 +84,7 @@ def test_weights_changed_by_other_hands_are_answered(place: Place) -> None:
     assert [message.rpartition("again, ")[2] for message in again] == [f"{n} of 3 times" for n in (1, 2, 3)]
     assert "kubectl-patch" in fought.event("WeightContested")["note"]
     fought.command("retry/v2/1")
-    awaiting(fought)
+    fought.until_asked()
     assert fought.weights() == {"v1": 50, "v2": 50}
 
     for service in (lowered, raised):

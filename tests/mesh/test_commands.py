@@ -44,14 +44,9 @@ def services(street: Place) -> dict[str, Service]:
     return found
 
 
-def awaiting(service: Service) -> None:
-    status = service.until_phase(Phase.PAUSED, "AwaitingApproval")
-    assert (status.weight, service.weights()) == (50, {"v1": 50, "v2": 50})
-
-
 def test_an_approval_lets_a_step_go_on(services: dict[str, Service]) -> None:
     approved = services["approved"]
-    awaiting(approved)
+    approved.until_asked()
     told = approved.event("AwaitingApproval")["note"]
     assert "canaryrollout.io/command: approve/v2/<token>" in told
     assert approved.status.deadline is None, "no deadline runs while a person is awaited"
@@ -80,7 +75,7 @@ def test_a_pause_stops_raising_and_its_end_goes_on(services: dict[str, Service])
 
 def test_an_abort_takes_the_canary_back_and_a_retry_tries_it_again(services: dict[str, Service]) -> None:
     aborted = services["aborted"]
-    awaiting(aborted)
+    aborted.until_asked()
     aborted.command("abort/v2/1")
     status = aborted.until_taken_back("Aborted")
     assert status.rollout is not None
@@ -89,7 +84,7 @@ def test_an_abort_takes_the_canary_back_and_a_retry_tries_it_again(services: dic
     aborted.assert_restored()
 
     aborted.command("retry/v2/2")
-    awaiting(aborted)
+    aborted.until_asked()
     record = aborted.status.rollout
     assert record is not None
     assert record.token == "2"
@@ -122,7 +117,7 @@ def test_promote_goes_on_without_waiting_for_the_gates(services: dict[str, Servi
 )
 def test_a_command_that_means_nothing_now_is_answered(services: dict[str, Service], command: str, answer: str) -> None:
     stale = services["stale"]
-    awaiting(stale)
+    stale.until_asked()
     writes = len(stale.seen(VIRTUAL_SERVICE))
     stale.command(command)
     stale.until(lambda: any(answer in event["note"] for event in stale.events()), f"Event that says {answer!r}")
@@ -130,13 +125,13 @@ def test_a_command_that_means_nothing_now_is_answered(services: dict[str, Servic
     assert (told["type"], told["reason"]) == ("Warning", "CommandRefused")
     assert stale.status.last_command is not None
     assert stale.status.last_command.result.startswith("refused: ")
-    awaiting(stale)
+    stale.until_asked()
     assert len(stale.seen(VIRTUAL_SERVICE)) == writes
 
 
 def test_going_back_to_the_stable_version_takes_the_traffic_back(services: dict[str, Service]) -> None:
     reverted = services["reverted"]
-    awaiting(reverted)
+    reverted.until_asked()
     reverted.patch(version="v1")
     reverted.until_promoted("v1")
     assert reverted.event("SpecReverted")["note"] == "taking v2 back: spec.version is v1 again"
@@ -147,7 +142,7 @@ def test_going_back_to_the_stable_version_takes_the_traffic_back(services: dict[
 
 def test_a_third_version_takes_the_canary_back_and_then_starts(services: dict[str, Service]) -> None:
     third = services["third"]
-    awaiting(third)
+    third.until_asked()
     third.patch(version="v3", steps=[{"weight": 40}, {"weight": 100}])
     status = third.until_promoted("v3")
     assert [entry.reason for entry in status.history if entry.reason in ("Superseded", "RolledBack")] == [
@@ -165,7 +160,7 @@ def test_a_third_version_takes_the_canary_back_and_then_starts(services: dict[st
 
 def test_deletion_on_the_way_restores_the_mesh(services: dict[str, Service]) -> None:
     deleted = services["deleted"]
-    awaiting(deleted)
+    deleted.until_asked()
     assert deleted.latest(ROLLOUT)["metadata"]["finalizers"] == ["canaryrollout.io/traffic"]
     deleted.kubectl("delete", "canaryrollout", "deleted", "--timeout=30s")
     with pytest.raises(KubectlError, match="NotFound"):
