@@ -197,6 +197,7 @@ class World:
             mesh=self._mesh(references=wanted.references, scope=wanted.scope) if wanted.mesh else None,
             endpoints=self._endpoints() if wanted.endpoints else None,
             evidence=self._evidence(wanted.evidence),
+            opening=self._evidence(wanted.opening),
             baseline=self._evidence(wanted.baseline),
             claims=self.claims,
             failures=dict(self.failures),

@@ -356,6 +356,7 @@ def test_the_same_input_has_the_same_answer(passes: int, happening: str) -> None
         mesh=world._mesh(references=True),
         endpoints=world._endpoints(),
         evidence=world._evidence(wanted.evidence),
+        opening=world._evidence(wanted.opening),
         baseline=world._evidence(wanted.baseline),
     )
     first = decide(world.rollout, status, observation, world.now, SETTINGS)

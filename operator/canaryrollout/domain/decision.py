@@ -149,6 +149,7 @@ class Needs:
         references: Whether it is needed which VirtualServices name the host's subsets.
         endpoints: Whether ready endpoints are needed.
         evidence: Counts of the step in force.
+        opening: Counts of the moments between the write of its weight and the beginning of ``evidence``.
         baseline: Counts of the window before the first step.
     """
 
@@ -157,6 +158,7 @@ class Needs:
     references: bool = False
     endpoints: bool = False
     evidence: EvidenceRequest | None = None
+    opening: EvidenceRequest | None = None
     baseline: EvidenceRequest | None = None
 
 

@@ -172,6 +172,7 @@ def judge(
     finished: Sequence[FinishedStep],
     baseline: Baseline | None,
     since: datetime | None = None,
+    opening: Sequence[Block] = (),
 ) -> Judgement:
     """Judge the canary at its present weight.
 
@@ -183,6 +184,7 @@ def judge(
             them where stable has fewer than ``minRequests`` in the present step.
         baseline: Requests that reached no version in a window before the first step; ``None`` when there was none.
         since: When the weight came into effect. Blocks that began before it count for the hard ceiling only.
+        opening: What was counted before the evidence begins, while proxies took the weight over; likewise.
 
     Returns:
         The verdict with its numbers.
@@ -197,7 +199,7 @@ def judge(
     results = [_judge_rate(gate, analysis.min_requests, judged) for gate in rates]
     results += [_judge_metric(metric, evidence, since) for metric in analysis.metrics]
     results = [_in_doubt(result, evidence) for result in results]
-    ceiling = _hard_ceiling(blocks, baseline)
+    ceiling = _hard_ceiling((*opening, *blocks), baseline)
     if ceiling is not None:
         results.insert(0, ceiling)
     return _worst(results, canary, stable, notes=evidence.notes if evidence is not None else ())

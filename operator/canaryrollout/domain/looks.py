@@ -13,6 +13,15 @@ def grid_start(applied_at: datetime, propagation: timedelta) -> datetime:
     return applied_at + propagation
 
 
+def opening_window(applied_at: datetime, propagation: timedelta) -> tuple[datetime, datetime]:
+    """Return the moments in which proxies take a weight over, from before it was written to where its grid starts.
+
+    They say nothing on shares, but a canary that fails its very first requests fails them here. The write came some
+    milliseconds before it was confirmed; the window begins as long before that as it ends after it.
+    """
+    return applied_at - propagation, grid_start(applied_at, propagation)
+
+
 def next_look(draft: Draft) -> datetime:
     """Return when new evidence is due, a wait ends, or the mesh should be looked at again."""
     case, record = draft.case, draft.record
@@ -22,7 +31,7 @@ def next_look(draft: Draft) -> datetime:
     if record.applied_at is not None:
         interval, lag = case.spec.analysis.interval, case.settings.lag_of(case.spec.analysis.provider)
         start = grid_start(record.applied_at, case.settings.propagation)
-        done = max(0, (case.now - lag - start) // interval)
+        done = max(-1, (case.now - lag - start) // interval)
         looks.append(start + (done + 1) * interval + lag)
     if (due := steps.deadline(case.spec, record)) is not None:
         looks.append(due)

@@ -9,7 +9,7 @@ from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, RolloutRec
 from canaryrollout.domain.decision import Needs
 from canaryrollout.domain.evidence import EvidenceRequest
 from canaryrollout.domain.gates import effective_analysis
-from canaryrollout.domain.looks import grid_start
+from canaryrollout.domain.looks import grid_start, opening_window
 from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.prepare import baseline_window
@@ -54,6 +54,7 @@ def needs(
         mesh=True,
         endpoints=True,
         evidence=_step(spec, status, record, identity, settings),
+        opening=_opening(spec, status, record, identity, settings),
         baseline=_baseline(spec, status, record, identity, settings),
     )
 
@@ -69,6 +70,19 @@ def _step(
         return None
     start = grid_start(record.applied_at, settings.propagation)
     return _request(spec, status, record, identity, start, spec.analysis.interval)
+
+
+def _opening(
+    spec: CanaryRolloutSpec,
+    status: CanaryRolloutStatus,
+    record: RolloutRecord,
+    identity: Identity,
+    settings: DomainSettings,
+) -> EvidenceRequest | None:
+    if record.applied_at is None or not record.weight or not settings.propagation:
+        return None
+    start, end = opening_window(record.applied_at, settings.propagation)
+    return _request(spec, status, record, identity, start, end - start, end)
 
 
 def _baseline(

@@ -193,6 +193,7 @@ class Observation:
         mesh: VirtualServices and DestinationRule; ``None`` when they were not needed.
         endpoints: Ready endpoints by version; `Unreadable` is not zero; ``None`` when not needed.
         evidence: Evidence of the step in force; ``None`` when not needed or nothing was fetched yet.
+        opening: Evidence of the moments before that, while proxies took the weight over; ``None`` likewise.
         baseline: Evidence of the window before the first step; ``None`` likewise.
         failures: Actions that failed last time, by `Action.key`.
         claims: Other rollouts on the same host.
@@ -203,6 +204,7 @@ class Observation:
     mesh: Mesh | None = None
     endpoints: Endpoints | Unreadable | None = None
     evidence: Evidence | None = None
+    opening: Evidence | None = None
     baseline: Evidence | None = None
     failures: Mapping[str, Failure] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()

@@ -54,7 +54,7 @@ def urgent(draft: Draft, waiting: str) -> Decision | None:
 
 
 def _judge(draft: Draft) -> Judgement:
-    record, evidence = draft.record, draft.case.observation.evidence
+    record, evidence, opening = draft.record, draft.case.observation.evidence, draft.case.observation.opening
     judgement = judge(
         draft.case.spec.analysis,
         evidence,
@@ -62,6 +62,7 @@ def _judge(draft: Draft) -> Judgement:
         finished=record.finished,
         baseline=record.baseline,
         since=record.in_effect_at,
+        opening=opening.blocks if opening is not None else (),
     )
     if evidence is None:
         draft.condition("AnalysisHealthy", "Unknown", "AwaitingData", "no data has come in yet for this weight")

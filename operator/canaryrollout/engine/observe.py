@@ -66,6 +66,7 @@ class Observer:
             mesh=mesh,
             endpoints=endpoints,
             evidence=self._latest(needs.evidence, rollout, now, wake),
+            opening=self._latest(needs.opening, rollout, now, wake),
             baseline=self._latest(needs.baseline, rollout, now, wake),
             failures=dict(attempts.failures),
             claims=self._registry.claims(rollout.identity.key),

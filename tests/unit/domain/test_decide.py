@@ -11,6 +11,7 @@ from canaryrollout.adapters.istio_patch import without_server_fields as bare
 from canaryrollout.api.status import Phase
 from canaryrollout.domain.decide import decide_invalid, rival_claim
 from canaryrollout.domain.decision import SetFinalizer
+from canaryrollout.domain.needs import needs
 from canaryrollout.domain.observation import Claim, Identity
 from tests.world import SETTINGS, START, World, destination, destination_rule, spec, virtual_service
 
@@ -486,6 +487,18 @@ class TestMeshTrouble:
         world.apply(paused=False)
         world.run(3600)
         assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "CanaryNotReady")
+
+    def test_nothing_is_left_uncounted_between_the_write_of_a_weight_and_its_evidence(self) -> None:
+        world = at(10)
+        record = world.state.rollout
+        assert record is not None
+        assert record.applied_at is not None
+        asked = needs(world.rollout, world.state, world._identity(), world.now, SETTINGS)
+        assert asked.opening is not None
+        assert asked.evidence is not None
+        assert asked.opening.start < world.weights[-1][0]
+        assert asked.opening.start + asked.opening.interval == asked.opening.until == asked.evidence.start
+        assert world.weights[-1][0] <= record.applied_at
 
     def test_a_share_that_contradicts_the_weight_is_a_finding_and_the_hold_starts_after_it(self) -> None:
         world = at(10)

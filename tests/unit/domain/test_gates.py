@@ -50,9 +50,10 @@ def verdict(
     finished: Sequence[FinishedStep] = (),
     baseline: Baseline | None = None,
     since: datetime | None = None,
+    opening: Sequence[Block] = (),
 ) -> Judgement:
     model = Analysis.model_validate(analysis)
-    return judge(model, found, weight=weight, finished=finished, baseline=baseline, since=since)
+    return judge(model, found, weight=weight, finished=finished, baseline=baseline, since=since, opening=opening)
 
 
 def one(canary: Counts, stable: Counts | None = None, unreached: int = 0) -> Evidence:
@@ -271,6 +272,19 @@ class TestHardCeiling:
     def test_it_does_not_wait_for_the_weight_to_be_in_effect(self) -> None:
         judged = verdict(ERRORS, one(counts(50, 50)), since=T0 + timedelta(hours=1))
         assert judged.verdict is Verdict.FAIL
+
+    def test_what_fails_while_proxies_take_the_weight_over_counts_and_adds_up(self) -> None:
+        """The first fifty requests fail, some before the evidence begins and some after, and then there are none."""
+        opening = blocks({"canary": counts(31, 31)})
+        judged = verdict(ERRORS, one(counts(19, 19)), opening=opening)
+        assert (judged.verdict, judged.reason) == (Verdict.FAIL, "HardCeiling")
+        assert judged.message.startswith("50 of 50 requests of the canary failed")
+        assert verdict(ERRORS, None, opening=opening).verdict is Verdict.FAIL, "at once, without any evidence"
+
+    def test_it_alone_looks_at_what_was_before_the_evidence(self) -> None:
+        opening = blocks({"canary": counts(1_000, 100)})
+        judged = verdict(ERRORS, one(counts(1_000)), opening=opening)
+        assert (judged.verdict, judged.canary) == (Verdict.PASS, counts(1_000))
 
     def test_a_long_good_past_does_not_hide_a_bad_present(self) -> None:
         found = evidence(*[{"canary": counts(10_000)}] * 5, {"canary": counts(15, 15)}, {"canary": counts(5, 5)})
