@@ -35,6 +35,7 @@ exec "$@"
 """
 _TAIL_BYTES = 65_536
 _DISMISSED = b"dismissed"
+_LAST_THREAD = 2.0
 _ADDRESS_IN_USE = ("address already in use", "address in use", "errno 98", "failed to bind")
 
 
@@ -231,8 +232,12 @@ class Processes:
     def exit_status(self, name: str) -> str:
         """How a process of ours ended, for people; empty when unknown or still running."""
         child = self._children.get(name)
-        code = None if child is None else child.poll()
-        if code is None:
+        if child is None:
+            return ""
+        try:
+            # One with many threads is dead before its last thread has gone, and only then has it a status.
+            code = child.wait(0 if self.pid(name) is not None else _LAST_THREAD)
+        except subprocess.TimeoutExpired:
             return ""
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
