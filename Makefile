@@ -40,7 +40,7 @@ test: $(READY) ## Run all tests: pure ones in parallel, then those on the real A
 	@$(MAKE) --no-print-directory test-unit
 	@echo "test 2/4: on a real API server, about 2 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-cluster
-	@echo "test 3/4: on a real mesh, about 8 minutes once its tools are built"
+	@echo "test 3/4: on a real mesh, about 10 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-mesh
 	@echo "test 4/4: in real Pods, about 5 minutes (root on Linux only)"
 	@$(MAKE) --no-print-directory test-node
