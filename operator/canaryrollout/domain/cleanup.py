@@ -50,12 +50,13 @@ def cleanup(draft: Draft, phase: Phase) -> Decision | None:
         return _remove_subsets(draft, phase, unneeded)
     if unneeded and isinstance(flaw := draft.case.traffic.rule_flaw, Unreadable):
         return draft.move(phase, "MeshUnreadable", flaw.message, wake_in=_retry(draft))
-    if draft.case.identity.finalizer:
-        message = "releasing the object"
-        return draft.move(
-            phase, "CleaningUp", message, actions=(SetFinalizer(False),), again=True, wake_in=_retry(draft)
-        )
-    return None
+    return release(draft, phase, "CleaningUp") if draft.case.identity.finalizer else None
+
+
+def release(draft: Draft, phase: Phase, reason: str) -> Decision:
+    """Take the finalizer off: nothing is left to do before the object may go."""
+    action = SetFinalizer(False)
+    return draft.move(phase, reason, "releasing the object", actions=(action,), again=True, wake_in=_retry(draft))
 
 
 def still_present(changes: tuple[Change, ...], traffic: TrafficView) -> tuple[Change, ...]:
@@ -160,16 +161,13 @@ def _was_empty(draft: Draft) -> bool:
 
 
 def _apply(draft: Draft, phase: Phase, actions: tuple[Action, ...], message: str) -> Decision:
-    failures = [f.message for action in actions if (f := draft.case.observation.failures.get(action.key))]
-    if failures:
-        message = f"{message}; not yet accepted: {'; '.join(failures)}"
     return draft.move(
         phase,
         "CleaningUp",
         message,
         actions=actions,
         order=Order.MESH_FIRST,
-        again=not failures,
+        again=True,
         wake_in=_retry(draft),
     )
 

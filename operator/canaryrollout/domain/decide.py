@@ -15,7 +15,7 @@ from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase
 from canaryrollout.domain import drift, progress, rollback
 from canaryrollout.domain.answering import answer_command, reason_of, recent_baseline, resume_contest
-from canaryrollout.domain.cleanup import cleanup
+from canaryrollout.domain.cleanup import cleanup, release
 from canaryrollout.domain.decision import Decision, Event, SetFinalizer
 from canaryrollout.domain.draft import Draft, situation
 from canaryrollout.domain.first_sight import blocked, first_sight
@@ -101,8 +101,8 @@ def decide_invalid(status: CanaryRolloutStatus, identity: Identity, problems: Se
             "observed_generation": identity.generation,
         }
     )
-    release = identity.deleting and identity.finalizer
-    return Decision(after, (SetFinalizer(False),) if release else (), events=events)
+    goes = identity.deleting and identity.finalizer
+    return Decision(after, (SetFinalizer(False),) if goes else (), events=events)
 
 
 def rival_claim(identity: Identity, *, active: bool, claims: Sequence[Claim]) -> Claim | None:
@@ -224,16 +224,9 @@ def _delete(draft: Draft) -> Decision:
         return Decision(draft.status)
     record = draft.status.rollout
     if record is None or record.ended_at is not None:
-        release = (SetFinalizer(False),)
-        return draft.move(
-            Phase.STABLE, "Deleted", "releasing the object", actions=release, wake_in=draft.case.settings.retry
-        )
+        return release(draft, Phase.STABLE, "Deleted")
     if record.version == draft.status.stable_version:
-        release = (SetFinalizer(False),)
-        wait = draft.case.settings.retry
-        return cleanup(draft, Phase.PROMOTING) or draft.move(
-            Phase.PROMOTING, "Deleted", "releasing the object", actions=release, wake_in=wait
-        )
+        return cleanup(draft, Phase.PROMOTING) or release(draft, Phase.PROMOTING, "Deleted")
     if record.reason:
         return rollback.proceed(draft)
     return rollback.begin(draft, "Deleted", "the CanaryRollout is being deleted")

@@ -15,6 +15,7 @@ from typing import Any, Final
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import (
     CanaryRolloutStatus,
+    Change,
     Condition,
     EffectiveAnalysis,
     GateStatus,
@@ -23,7 +24,7 @@ from canaryrollout.api.status import (
     RolloutRecord,
 )
 from canaryrollout.domain import steps
-from canaryrollout.domain.changes import merge_changes
+from canaryrollout.domain.changes import changes_of, merge_changes
 from canaryrollout.domain.decision import Action, Decision, Event, Order
 from canaryrollout.domain.gates import Judgement, effective_analysis
 from canaryrollout.domain.observation import Endpoints, Identity, Observation
@@ -154,7 +155,7 @@ class Draft:
         again: bool = False,
         stalled: bool = False,
     ) -> Decision:
-        """End the draft.
+        """End the draft: what the actions alter goes on record, and why they failed before into the message.
 
         Args:
             phase: The phase to be.
@@ -164,12 +165,17 @@ class Draft:
             order: Whether the status is written before the actions.
             wake_in: When to look again at the latest, from now.
             wake_at: The same as a time.
-            again: Whether to look again at once.
+            again: Whether to look again at once, unless the actions failed before.
             stalled: Whether only a person can bring this forward.
 
         Returns:
             The decision.
         """
+        actions = tuple(actions)
+        for action in actions:
+            self.remember(changes_of(action, self.subsets()))
+        if failures := self._failures(actions):
+            message = f"{message}; not yet accepted: {failures}"
         if phase is Phase.BLOCKED and (self.case.seen.phase, self._reason_seen()) != (phase, reason):
             self.note(reason, message, warning=True)
         self._columns()
@@ -184,11 +190,16 @@ class Draft:
         self._finish_conditions(phase, reason, message, stalled=stalled or phase in (Phase.BLOCKED, Phase.ROLLED_BACK))
         if wake_in is not None:
             wake_at = self.case.now + wake_in
-        return Decision(self.status, tuple(actions), order, wake_at, tuple(self._events), again)
+        return Decision(self.status, actions, order, wake_at, tuple(self._events), again and not failures)
 
-    def remember(self, changes: Iterable[Any]) -> None:
-        """Record alterations of mesh objects before they are made."""
-        self.update(changes=merge_changes(self.status.changes, tuple(changes)))
+    def remember(self, changes: Iterable[Change]) -> None:
+        """Record alterations of mesh objects before they are made; `move` does so for its actions."""
+        self.update(changes=merge_changes(self.status.changes, changes))
+
+    def _failures(self, actions: Iterable[Action]) -> str:
+        """Return why actions were not accepted the last time they were tried."""
+        found = self.case.observation.failures
+        return "; ".join(found[action.key].message for action in actions if action.key in found)
 
     def _message_is_news(self, phase: Phase, reason: str) -> bool:
         """Return whether a new message for the same reason says more than that a counter has moved."""

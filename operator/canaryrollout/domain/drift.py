@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 
 from canaryrollout.api.status import Change, ChangeKind, Contest, Phase
 from canaryrollout.domain import routes
-from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import Decision, Order, SetWeights
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.routes import RouteView
@@ -89,7 +88,7 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
     case = draft.case
     managers = sorted({route.virtual_service.writer or "an unknown manager" for route in off})
     manager = ", ".join(managers)
-    found = "; ".join(f"{route.name} is at {_shares(route)}" for route in off)
+    found = "; ".join(f"{route.name} is at {route.shares() or 'nothing'}" for route in off)
     contest = draft.status.contest
     if contest is None:
         contest = Contest(manager=manager, not_before=case.now + case.spec.analysis.interval)
@@ -141,13 +140,6 @@ def _to_the_dead(draft: Draft, intent: Intent, off: tuple[RouteView, ...], found
     return draft.move(Phase.BLOCKED, reason, message, wake_in=case.settings.poll)
 
 
-def _shares(route: RouteView) -> str:
-    return (
-        " / ".join(f"{version or 'no single version'} {weight}" for version, weight in route.serving().items())
-        or "nothing"
-    )
-
-
 def _serves_the_dead(draft: Draft, off: tuple[RouteView, ...]) -> bool:
     """Return whether every version that the changed routes now serve is known to have no ready endpoint."""
     served = {version for route in off for version in route.serving()}
@@ -159,8 +151,7 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, manager: str) 
     count = contest.count + 1
     pause = case.spec.analysis.interval * 2**count
     message = f"weights set to {_target(intent)} again, {count} of {case.settings.max_reassertions} times"
-    subsets = draft.subsets()
-    actions = routes.shift(case.traffic, intent.stable, intent.canary, intent.weight, subsets)
+    actions = routes.shift(case.traffic, intent.stable, intent.canary, intent.weight, draft.subsets())
     if not actions:
         message = (
             f"weights should be {_target(intent)}, but no subset is known for {intent.stable}: "
@@ -169,7 +160,6 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, manager: str) 
         return draft.move(Phase.BLOCKED, "StableUnknown", message, wake_in=case.settings.poll)
     draft.update(contest=Contest(manager=manager, count=count, not_before=case.now + pause))
     draft.note("WeightReasserted", message)
-    draft.remember(change for action in actions for change in changes_of(action, subsets))
     if draft.status.rollout is not None:
         draft.rollout(applied_at=None, in_effect_at=None, convergence="", drained_since=None, cleaned_at=None)
     return draft.move(

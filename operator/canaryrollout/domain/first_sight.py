@@ -106,11 +106,7 @@ def _unsubsetted(draft: Draft) -> Decision:
 
 
 def _found(draft: Draft) -> str:
-    parts = []
-    for route in draft.case.traffic.routes:
-        shares = " / ".join(f"{version or 'no single version'} {weight}" for version, weight in route.serving().items())
-        parts.append(f"{route.name} sends {shares or 'no traffic'}")
-    return "; ".join(parts)
+    return "; ".join(f"{route.name} sends {route.shares() or 'no traffic'}" for route in draft.case.traffic.routes)
 
 
 def _unclear(draft: Draft, found: str) -> Decision:

@@ -11,7 +11,6 @@ from datetime import datetime, timedelta
 
 from canaryrollout.api.status import Baseline, Phase
 from canaryrollout.domain import rollback, routes, steps
-from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.first_sight import blocked
@@ -95,11 +94,9 @@ def _level(draft: Draft) -> Decision | None:
     actions = routes.lower(case.traffic, stable or "", version, draft.subsets())
     if not actions:
         return None
-    draft.remember(change for action in actions for change in changes_of(action, draft.subsets()))
     message = f"{version} has traffic on {early} before its first step; taking it to 0"
-    again = not any(action.key in case.observation.failures for action in actions)
     wait = case.settings.retry
-    return draft.move(Phase.PREPARING, "Leveling", message, actions=actions, again=again, wake_in=wait)
+    return draft.move(Phase.PREPARING, "Leveling", message, actions=actions, again=True, wake_in=wait)
 
 
 def _settle(draft: Draft) -> Decision | None:

@@ -11,21 +11,15 @@ from datetime import timedelta
 
 from canaryrollout.api.status import Phase, Target
 from canaryrollout.domain import drift, rollback, routes
-from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import Decision
 from canaryrollout.domain.draft import Draft
 
 
 def set_weights(draft: Draft, weight: int, phase: Phase, reason: str, message: str) -> Decision:
     """Write weights after what they alter has been recorded."""
-    case, record = draft.case, draft.record
-    stable = draft.status.stable_version or ""
-    actions = routes.shift(case.traffic, stable, record.version, weight, draft.subsets())
-    draft.remember(change for action in actions for change in changes_of(action, draft.subsets()))
-    failures = [f.message for action in actions if (f := case.observation.failures.get(action.key))]
-    if failures:
-        message = f"{message}; not yet accepted: {'; '.join(failures)}"
-    return draft.move(phase, reason, message, actions=actions, again=not failures, wake_in=case.settings.retry)
+    case, stable = draft.case, draft.status.stable_version or ""
+    actions = routes.shift(case.traffic, stable, draft.record.version, weight, draft.subsets())
+    return draft.move(phase, reason, message, actions=actions, again=True, wake_in=case.settings.retry)
 
 
 def raise_to(draft: Draft, weight: int) -> Decision:

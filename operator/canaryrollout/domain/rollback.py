@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from canaryrollout.api.status import Baseline, Phase, RolloutRecord
 from canaryrollout.domain import routes
-from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.cleanup import cleanup
 from canaryrollout.domain.decision import Decision, Order
 from canaryrollout.domain.draft import Draft
@@ -65,15 +64,10 @@ def proceed(draft: Draft) -> Decision:
 
 def _lower(draft: Draft) -> Decision:
     record = draft.record
-    subsets = draft.subsets()
-    actions = routes.lower(draft.case.traffic, draft.status.stable_version or "", record.version, subsets)
-    draft.remember(change for action in actions for change in changes_of(action, subsets))
+    stable = draft.status.stable_version or ""
+    actions = routes.lower(draft.case.traffic, stable, record.version, draft.subsets())
     draft.rollout(drained_since=None, cleaned_at=None)
-    failures = [f.message for a in actions if (f := draft.case.observation.failures.get(a.key))]
     stuck = [r.name for r in draft.case.traffic.routes if r.weight_of(record.version)] if not actions else []
-    message = f"taking {record.version} to 0: {record.explanation}"
-    if failures:
-        message = f"{message}; not yet accepted: {'; '.join(failures)}"
     if stuck:
         return draft.move(
             Phase.BLOCKED,
@@ -85,10 +79,10 @@ def _lower(draft: Draft) -> Decision:
     return draft.move(
         Phase.ROLLING_BACK,
         record.reason,
-        message,
+        f"taking {record.version} to 0: {record.explanation}",
         actions=actions,
         order=Order.MESH_FIRST,
-        again=not failures,
+        again=True,
         wake_in=draft.case.settings.retry,
     )
 

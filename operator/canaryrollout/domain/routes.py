@@ -53,6 +53,10 @@ class RouteView:
                 shares[version] = shares.get(version, 0) + destination.weight
         return shares
 
+    def shares(self) -> str:
+        """Return the same for people, such as ``v1 90 / v2 10``; empty where nothing has traffic."""
+        return " / ".join(f"{version or 'no single version'} {weight}" for version, weight in self.serving().items())
+
 
 @dataclass(frozen=True, slots=True)
 class TrafficView:

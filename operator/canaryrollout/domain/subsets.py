@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from canaryrollout.api.status import ChangeKind, Phase
-from canaryrollout.domain.changes import changes_of
 from canaryrollout.domain.decision import AddSubset, Decision
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.naming import subset_name
@@ -38,16 +37,10 @@ def add_subset(draft: Draft, version: str, phase: Phase, message: str) -> Decisi
     stable = draft.status.stable_version or ""
     template = next((s.name for s in rule.subsets if s.version == stable), None)
     action = AddSubset(rule, name, version, case.spec.version_label, template)
-    draft.remember(changes_of(action))
     draft.update(subsets={**draft.status.subsets, version: name})
     if draft.status.rollout is not None:
         draft.rollout(subset_seen_at=None)
-    failure = case.observation.failures.get(action.key)
-    if failure:
-        message = f"{message}; not yet accepted: {failure.message}"
-    return draft.move(
-        phase, "AddingSubset", message, actions=(action,), again=failure is None, wake_in=case.settings.retry
-    )
+    return draft.move(phase, "AddingSubset", message, actions=(action,), again=True, wake_in=case.settings.retry)
 
 
 def restore_lost(draft: Draft, versions: tuple[str, ...], phase: Phase) -> Decision | None:
