@@ -19,7 +19,7 @@ from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Counts, Phase
 from canaryrollout.domain.decide import decide
 from canaryrollout.domain.decision import Action, AddSubset, Decision, Order, RemoveSubsets, SetFinalizer, SetWeights
-from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest
+from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest, Preflight, PreflightRequest
 from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.observation import (
@@ -199,6 +199,7 @@ class World:
             evidence=self._evidence(wanted.evidence),
             opening=self._evidence(wanted.opening),
             baseline=self._evidence(wanted.baseline),
+            preflight=self._preflight(wanted.preflight),
             claims=self.claims,
             failures=dict(self.failures),
         )
@@ -286,15 +287,21 @@ class World:
         until = min(self.now - timedelta(seconds=2), request.until or self.now)
         blocks = []
         start = request.start
-        while start + request.interval <= until:
-            blocks.append(self._block(request, start))
-            start += request.interval
+        for end in request.ends(start, until):
+            blocks.append(self._block(request, start, end))
+            start = end
         return Evidence(request, tuple(blocks))
 
-    def _block(self, request: EvidenceRequest, start: datetime) -> Block:
-        end = start + request.interval
+    def _preflight(self, request: PreflightRequest | None) -> Preflight | None:
+        if request is None:
+            return None
+        if not self.prometheus:
+            return Preflight(request, error="connection refused", error_since=self.now)
+        return Preflight(request, host_series=True, versions=(request.stable,))
+
+    def _block(self, request: EvidenceRequest, start: datetime, end: datetime) -> Block:
         weight = next((w for at, w in reversed(self.weights) if at <= start), 0)
-        requests = math.floor(self.rps * request.interval.total_seconds())
+        requests = math.floor(self.rps * (end - start).total_seconds())
         canary, stable = round(requests * weight / 100), round(requests * (100 - weight) / 100)
         rates = [self.error_rate(v, weight, start) for v in (request.canary, request.stable)]
         return Block(

@@ -80,7 +80,22 @@ class OnDeadline(StrEnum):
 class AnalysisMode(StrEnum):
     """How counts become a verdict."""
 
+    SEQUENTIAL = "Sequential"
     THRESHOLD = "Threshold"
+
+
+class Assurance(StrEnum):
+    """What passing takes, beyond that nothing speaks against the canary."""
+
+    STANDARD = "Standard"
+    STRICT = "Strict"
+
+
+class Convergence(StrEnum):
+    """Whether analysis waits until observed traffic agrees with the weight, however long that takes."""
+
+    REQUIRED = "Required"
+    NOT_REQUIRED = "NotRequired"
 
 
 class VirtualServiceRef(ApiModel):
@@ -177,6 +192,11 @@ class ErrorRateGate(ApiModel):
     max_relative: Ratio | None = None
     """The largest share of failed requests that passes, as a percentage of the stable version's over the same time:
     150% allows half as much again. It applies once the canary has three errors or more."""
+    grpc_server_faults: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1, max_length=16), ListSet()
+    ] = (2, 4, 12, 13, 14, 15)
+    """The gRPC statuses that blame the server, by number. Default: 2 UNKNOWN, 4 DEADLINE_EXCEEDED, 12 UNIMPLEMENTED, 13
+    INTERNAL, 14 UNAVAILABLE and 15 DATA_LOSS. A client that went away is never counted as a failure."""
 
     rules: ClassVar = (
         Rule(
@@ -214,17 +234,39 @@ class MetricGate(ApiModel):
     name: MetricName
     """Name of the gate, shown in status and events, such as checkout-failures. It has to be unique."""
     query: Annotated[str, Field(min_length=1, max_length=4096)]
-    """PromQL that answers with one number about the canary."""
+    """PromQL that answers with one number about the canary. $namespace, $host, $stable, $canary, $interval and $weight
+    are filled in."""
+    baseline_query: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """PromQL that answers with the number to compare with, usually the same query about $stable."""
     max: Decimal | None = None
     """The largest value that passes, a decimal number in quotes such as '5' or '0.25'."""
     min: Decimal | None = None
     """The smallest value that passes, a decimal number in quotes such as '0.25'."""
+    max_relative: Ratio | None = None
+    """The largest value that passes, as a percentage of what baselineQuery answers: 120% allows a fifth more."""
+    max_increase: Decimal | None = None
+    """How much larger than what baselineQuery answers the value may be, a decimal number in quotes such as '5'."""
+    failure_limit: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How many values of a step may be outside the limits before the canary fails. Default: 0, the first one fails."""
+    on_no_data: OnNoData | None = None
+    """What to do when this query has no data, in place of analysis.onNoData: Hold or Rollback."""
 
     rules: ClassVar = (
         Rule(
-            cel="has(self.max) || has(self.min)",
-            message="must have a limit: set max, min or both, a decimal number in quotes such as '5'",
-            holds=lambda gate: gate.max is not None or gate.min is not None,
+            cel="has(self.max) || has(self.min) || has(self.maxRelative) || has(self.maxIncrease)",
+            message="must have a limit: set max, min, maxRelative (such as 120%) or maxIncrease; numbers are decimals "
+            "in quotes such as '5'",
+            holds=lambda gate: (
+                any(limit is not None for limit in (gate.max, gate.min, gate.max_relative, gate.max_increase))
+            ),
+        ),
+        Rule(
+            cel="has(self.baselineQuery) == (has(self.maxRelative) || has(self.maxIncrease))",
+            message="must be set together with maxRelative or maxIncrease: one is what the other compares with",
+            holds=lambda gate: (
+                (gate.baseline_query is not None) == (gate.max_relative is not None or gate.max_increase is not None)
+            ),
+            field_path=".baselineQuery",
         ),
         Rule(
             cel="!has(self.max) || !has(self.min) || "
@@ -243,9 +285,30 @@ class Analysis(ApiModel):
     provider: ProviderName = "default"
     """Name of the Prometheus to ask, as the administrator of the operator has set it up; never an address."""
     mode: AnalysisMode | None = None
-    """How counts become a verdict. Threshold compares the counts of the whole step with the limits, and needs
-    minRequests to pass and to fail. Where it is left out the operator chooses, and shows it in
-    status.analysis.mode."""
+    """How counts become a verdict. Sequential weighs the evidence, so that looking often does not roll a good canary
+    back. Threshold compares the counts of the whole step with the limits, and needs minRequests to pass and to fail.
+    Where it is left out the operator chooses (Sequential), and shows it in status.analysis.mode."""
+    confidence: Annotated[
+        Share,
+        Rule(
+            cel=r"self.matches('^([5-9][0-9])(\\.[0-9]{1,6})?%$')",
+            message="must be a percentage from 50% to below 100%, such as 95%",
+            holds=lambda value: Fraction(1, 2) <= value < 1,
+        ),
+    ] = Fraction(95, 100)
+    """In mode Sequential: how sure a rollback has to be. With 95% a canary within its limits is taken back by chance in
+    at most 5% of rollouts, over all limits on errors and latency together."""
+    assurance: Assurance = Assurance.STANDARD
+    """In mode Sequential: what passing takes. Standard: enough requests, and nothing speaks against the canary. Strict:
+    the evidence shows that the canary is within its limits, which takes more requests."""
+    failure_limit: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """In mode Threshold: how many checks of a step, one for each interval, may exceed a limit before the canary fails.
+    Where neither this nor consecutive is set, the first one fails."""
+    consecutive: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """In mode Threshold: how many checks in a row have to exceed a limit before the canary fails."""
+    require_convergence: Convergence = Convergence.NOT_REQUIRED
+    """Whether a step waits until observed traffic agrees with its weight, however long that takes: Required or
+    NotRequired. NotRequired starts the analysis after a while all the same, and says that traffic disagrees."""
     interval: Annotated[Duration, between("1s", "1h", example="10s")] = timedelta(seconds=10)
     """How often the canary is judged: how soon a breach is answered, and how often Prometheus is asked."""
     min_requests: Annotated[int, Field(ge=1, le=1_000_000)] = 100

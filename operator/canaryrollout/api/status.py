@@ -98,6 +98,9 @@ class FinishedStep(ApiModel):
     """Counts of the canary during the step."""
     stable: Counts = Counts()
     """Counts of the stable version during the step."""
+    evidence: dict[str, str] = Field(default_factory=dict)
+    """In mode Sequential: the evidence against the canary when the step passed, by limit (such as
+    errorRate.maxRelative). Later steps begin with it."""
 
 
 class Baseline(ApiModel):
@@ -227,6 +230,30 @@ class HistoryEntry(ApiModel):
     """What happened, for people, with the numbers that decided it."""
 
 
+class GateSample(ApiModel):
+    """What a gate counted of one version."""
+
+    requests: int = 0
+    """Requests that were judged."""
+    bad: int = 0
+    """Those of them that failed, or were slow."""
+    rate: str = ""
+    """Their share, as a percentage."""
+    interval: str = ""
+    """Where the true share lies with 95 % confidence, such as '0.3%..1.1%'."""
+
+
+class LimitStatus(ApiModel):
+    """What the evidence says on one limit of a gate."""
+
+    limit: str
+    """The limit, such as 'max 1%' or 'maxRelative 150%'."""
+    evidence: str = ""
+    """In mode Sequential: how strongly the counts speak against the canary (the e-value); 1 is not at all."""
+    threshold: str = ""
+    """In mode Sequential: the evidence at which the canary is taken back."""
+
+
 class GateStatus(ApiModel):
     """The verdict of one gate, in words with its numbers."""
 
@@ -234,8 +261,22 @@ class GateStatus(ApiModel):
     """Name of the gate: errorRate, latency, or that of a metric."""
     verdict: Verdict
     """Pass, Fail, Inconclusive (not enough data to tell) or Error (Prometheus did not answer)."""
+    reason: str = ""
+    """Why, as one word."""
     message: str = ""
     """The verdict in words, with its numbers."""
+    canary: GateSample | None = None
+    """What was counted of the canary; left out for a metric of your own."""
+    stable: GateSample | None = None
+    """What was counted of the stable version over the same time."""
+    limits: Annotated[tuple[LimitStatus, ...], ListMap("limit")] = ()
+    """What the evidence says on each limit of the gate."""
+    value: str = ""
+    """The newest value of a metric of your own."""
+    baseline: str = ""
+    """The newest value that it is compared with."""
+    at: Time | None = None
+    """Up to when the evidence was taken."""
 
 
 class EffectiveAnalysis(ApiModel):
@@ -270,6 +311,8 @@ class CanaryRolloutStatus(ApiModel):
     """Share of requests that go to the canary, in percent."""
     verdict: str = ""
     """What the evidence says about the canary at its weight: Pass, Fail, Inconclusive or Error."""
+    evidence: str = ""
+    """The numbers behind the verdict in short, such as 'errors 4.8% against 0.5%, 312 > 40'."""
     deadline: Time | None = None
     """When the step in force has to have passed; left out while a person is awaited."""
     rollout: RolloutRecord | None = None

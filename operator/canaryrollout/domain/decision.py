@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
-from canaryrollout.domain.evidence import EvidenceRequest
+from canaryrollout.domain.evidence import EvidenceRequest, PreflightRequest
 from canaryrollout.domain.observation import DestinationRuleState, VirtualServiceState
 
 
@@ -151,6 +151,7 @@ class Needs:
         evidence: Counts of the step in force.
         opening: Counts of the moments between the write of its weight and the beginning of ``evidence``.
         baseline: Counts of the window before the first step.
+        preflight: What has to be known of the provider before the first step.
     """
 
     mesh: bool = False
@@ -160,6 +161,7 @@ class Needs:
     evidence: EvidenceRequest | None = None
     opening: EvidenceRequest | None = None
     baseline: EvidenceRequest | None = None
+    preflight: PreflightRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)

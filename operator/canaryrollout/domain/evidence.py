@@ -1,21 +1,39 @@
 """Evidence as the core sees it: counts of requests in blocks of time.
 
 A block is the smallest unit of evidence. Plain thresholds sum blocks, sequential tests and dispersion estimates need
-them apart, so a metrics source always returns them apart. Blocks lie on a grid that starts when a weight came into
-effect; the same request therefore always names the same blocks, whoever asks and however often.
+them apart, so a metrics source always returns them apart. The same request always names the same blocks, whoever asks
+and however often: the first begins where the request does, and all end on a grid that every rollout with the same
+interval shares (multiples of the interval since the epoch), so that one query can count for many of them. The first
+block is therefore shorter than the others, or as long.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Final
 
 from canaryrollout.api.status import Counts
 
 NO_COUNTS: Final = Counts()
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnQuery:
+    """A query of the user's own, variables not yet filled in.
+
+    Attributes:
+        name: Name of the gate.
+        text: PromQL about the canary.
+        baseline: PromQL that answers with the number to compare with; empty where nothing is compared.
+    """
+
+    name: str
+    text: str
+    baseline: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +47,12 @@ class EvidenceRequest:
         stable: Version that serves, as its workloads' version label says.
         canary: Version that is judged.
         version_label: Workload label that tells versions apart.
-        start: Where the grid of blocks begins.
-        interval: Length of a block.
-        until: No block ends after this time; ``None`` for an open end.
+        start: Where the first block begins.
+        interval: Length of a block, but for the first.
+        until: End of the one block that is asked for; ``None`` for blocks on the shared grid without an end.
         slow_above: Latency threshold; ``None`` when latency is not judged.
-        queries: PromQL of the user's own metrics, by name.
+        server_faults: gRPC statuses that blame the server.
+        queries: The user's own queries.
         weight: Canary weight in force, for the user's own queries.
     """
 
@@ -47,8 +66,31 @@ class EvidenceRequest:
     interval: timedelta
     until: datetime | None = None
     slow_above: timedelta | None = None
-    queries: tuple[tuple[str, str], ...] = ()
+    server_faults: tuple[int, ...] = (2, 4, 12, 13, 14, 15)
+    queries: tuple[OwnQuery, ...] = ()
     weight: int = 0
+
+    def first_end(self) -> datetime:
+        """Return the end of the first block."""
+        return self.until if self.until is not None else after(self.start, self.interval)
+
+    def ends(self, begin: datetime, now: datetime) -> tuple[datetime, ...]:
+        """Return the ends of the blocks that begin at ``begin`` or later and have ended by ``now``, oldest first.
+
+        Args:
+            begin: The start of the request, or the end of one of its blocks.
+            now: The newest time that can be asked for.
+        """
+        if self.until is not None:
+            return (self.until,) if begin < self.until <= now else ()
+        first = after(begin, self.interval)
+        count = (now - first) // self.interval + 1
+        return tuple(first + k * self.interval for k in range(max(count, 0)))
+
+
+def after(time: datetime, interval: timedelta) -> datetime:
+    """Return the first point of the shared grid after a time."""
+    return _EPOCH + ((time - _EPOCH) // interval + 1) * interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +135,71 @@ class MetricValue:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricReading:
+    """One look at one of the user's own metrics.
+
+    Attributes:
+        at: For which time it was asked: the end of a block.
+        value: What the query answered.
+        baseline: What the baseline query answered; ``None`` where there is none.
+    """
+
+    at: datetime
+    value: MetricValue
+    baseline: MetricValue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreflightRequest:
+    """What has to be known of a provider before a rollout moves traffic.
+
+    Attributes:
+        provider: Name of the administrator's provider.
+        namespace: Namespace of the rollout (and of its host).
+        host: Fully qualified service host.
+        stable: The version whose series are looked for.
+        slow_above: The latency threshold that has to be a bucket edge; ``None`` when latency is not judged.
+        queries: The user's own queries, whose shape is checked.
+        since: When it was asked for; an answer is not older.
+    """
+
+    provider: str
+    namespace: str
+    host: str
+    stable: str
+    since: datetime
+    slow_above: timedelta | None = None
+    queries: tuple[OwnQuery, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What a provider answered before the first step.
+
+    Attributes:
+        request: The question.
+        error: Why there is no answer; empty when there is one.
+        error_since: Since when there is none.
+        refused: Why the rollout may not use this provider at all, for people (unknown, not for this namespace, a query
+            that is not allowed); empty where it may.
+        host_series: Whether the provider has any series of requests to the host.
+        versions: Versions of the host that have series, sorted.
+        edge_problem: Why the latency threshold cannot be used, with the nearest edges; empty where it can, or where
+            the host has no histogram yet.
+        warnings: Warnings of the provider.
+    """
+
+    request: PreflightRequest
+    error: str = ""
+    error_since: datetime | None = None
+    refused: str = ""
+    host_series: bool = False
+    versions: tuple[str, ...] = ()
+    edge_problem: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """The answer to an `EvidenceRequest` so far.
 
@@ -104,7 +211,7 @@ class Evidence:
         warnings: Warnings of the provider about blocks in here (partial data above all). Such blocks are asked for
             again until an answer comes without one.
         notes: Remarks that put no count in doubt, such as a counter that was reset.
-        metrics: Newest values of ``request.queries``.
+        metrics: Readings of ``request.queries`` since the start, by name, oldest first; the newest are kept.
     """
 
     request: EvidenceRequest
@@ -113,7 +220,7 @@ class Evidence:
     error_since: datetime | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[MetricReading, ...]] = field(default_factory=dict)
 
     @property
     def until(self) -> datetime:

@@ -307,8 +307,9 @@ def _percent(value: Fraction) -> str:
 def _judge_metric(metric: MetricGate, evidence: Evidence | None, since: datetime | None) -> GateResult:
     """Judge the newest value of one of the user's own queries."""
     name = f"metrics/{metric.name}"
-    found = evidence.metrics.get(metric.name) if evidence is not None else None
-    if found is None or (since is not None and found.at is not None and found.at <= since):
+    readings = evidence.metrics.get(metric.name, ()) if evidence is not None else ()
+    found = readings[-1].value if readings else None
+    if found is None or (since is not None and readings[-1].at <= since):
         message = f"{metric.name} has no value since the weight came into effect"
         return GateResult(name, Verdict.INCONCLUSIVE, "NoData", message)
     if found.value is None:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from canaryrollout.domain import steps
 from canaryrollout.domain.draft import Draft
+from canaryrollout.domain.evidence import after
 
 
 def grid_start(applied_at: datetime, propagation: timedelta) -> datetime:
@@ -31,8 +32,7 @@ def next_look(draft: Draft) -> datetime:
     if record.applied_at is not None:
         interval, lag = case.spec.analysis.interval, case.settings.lag_of(case.spec.analysis.provider)
         start = grid_start(record.applied_at, case.settings.propagation)
-        done = max(-1, (case.now - lag - start) // interval)
-        looks.append(start + (done + 1) * interval + lag)
+        looks.append(after(max(start, case.now - lag), interval) + lag)
     if (due := steps.deadline(case.spec, record)) is not None:
         looks.append(due)
     return min(look for look in looks if look > case.now)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from fractions import Fraction
 
-from canaryrollout.api.spec import CanaryRolloutSpec
+from canaryrollout.api.spec import Analysis, CanaryRolloutSpec, ErrorRateGate
 from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, RolloutRecord
 from canaryrollout.domain.decision import Needs
-from canaryrollout.domain.evidence import EvidenceRequest
+from canaryrollout.domain.evidence import EvidenceRequest, OwnQuery, PreflightRequest
 from canaryrollout.domain.gates import effective_analysis
 from canaryrollout.domain.looks import grid_start, opening_window
 from canaryrollout.domain.naming import fqdn
@@ -50,76 +52,89 @@ def needs(
         scope = None if promoted else altered_scope(spec, status.changes)
         references = own_subsets and record.cleaned_at is not None
         return Needs(mesh=True, scope=scope, endpoints=True, references=references)
+    asking = _Asking(spec, status, record, identity, settings)
     return Needs(
         mesh=True,
         endpoints=True,
-        evidence=_step(spec, status, record, identity, settings),
-        opening=_opening(spec, status, record, identity, settings),
-        baseline=_baseline(spec, status, record, identity, settings),
+        evidence=asking.step(),
+        opening=asking.opening(),
+        baseline=asking.baseline(),
+        preflight=asking.preflight(),
     )
 
 
-def _step(
-    spec: CanaryRolloutSpec,
-    status: CanaryRolloutStatus,
-    record: RolloutRecord,
-    identity: Identity,
-    settings: DomainSettings,
-) -> EvidenceRequest | None:
-    if record.applied_at is None or not record.weight:
-        return None
-    start = grid_start(record.applied_at, settings.propagation)
-    return _request(spec, status, record, identity, start, spec.analysis.interval)
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Words the questions that the rollout under way has to the provider."""
+
+    spec: CanaryRolloutSpec
+    status: CanaryRolloutStatus
+    record: RolloutRecord
+    identity: Identity
+    settings: DomainSettings
+
+    @property
+    def analysis(self) -> Analysis:
+        return effective_analysis(self.spec.analysis)
+
+    @property
+    def before_traffic(self) -> bool:
+        record = self.record
+        return not (record.weight or record.target is not None or record.promote)
+
+    def step(self) -> EvidenceRequest | None:
+        if self.record.applied_at is None or not self.record.weight:
+            return None
+        start = grid_start(self.record.applied_at, self.settings.propagation)
+        analysis = self.analysis
+        return replace(
+            self._request(start, analysis.interval, None),
+            slow_above=analysis.latency.threshold if analysis.latency else None,
+            queries=_queries(analysis),
+        )
+
+    def opening(self) -> EvidenceRequest | None:
+        if self.record.applied_at is None or not self.record.weight or not self.settings.propagation:
+            return None
+        start, end = opening_window(self.record.applied_at, self.settings.propagation)
+        return self._request(start, end - start, end)
+
+    def baseline(self) -> EvidenceRequest | None:
+        if self.record.baseline is not None or not self.before_traffic:
+            return None
+        start, end = baseline_window(self.record.started_at, self.settings.baseline_window)
+        return self._request(start, self.settings.baseline_window, end)
+
+    def preflight(self) -> PreflightRequest | None:
+        if not self.before_traffic:
+            return None
+        analysis = self.analysis
+        return PreflightRequest(
+            provider=analysis.provider,
+            namespace=self.identity.namespace,
+            host=fqdn(self.spec.host, self.identity.namespace),
+            stable=self.status.stable_version or "",
+            since=self.record.started_at,
+            slow_above=analysis.latency.threshold if analysis.latency else None,
+            queries=_queries(analysis),
+        )
+
+    def _request(self, start: datetime, interval: timedelta, until: datetime | None) -> EvidenceRequest:
+        analysis = self.analysis
+        return EvidenceRequest(
+            provider=analysis.provider,
+            namespace=self.identity.namespace,
+            host=fqdn(self.spec.host, self.identity.namespace),
+            stable=self.status.stable_version or "",
+            canary=self.record.version,
+            version_label=self.spec.version_label,
+            start=start,
+            interval=interval,
+            until=until,
+            server_faults=(analysis.error_rate or ErrorRateGate(max=Fraction(0))).grpc_server_faults,
+            weight=self.record.weight,
+        )
 
 
-def _opening(
-    spec: CanaryRolloutSpec,
-    status: CanaryRolloutStatus,
-    record: RolloutRecord,
-    identity: Identity,
-    settings: DomainSettings,
-) -> EvidenceRequest | None:
-    if record.applied_at is None or not record.weight or not settings.propagation:
-        return None
-    start, end = opening_window(record.applied_at, settings.propagation)
-    return _request(spec, status, record, identity, start, end - start, end)
-
-
-def _baseline(
-    spec: CanaryRolloutSpec,
-    status: CanaryRolloutStatus,
-    record: RolloutRecord,
-    identity: Identity,
-    settings: DomainSettings,
-) -> EvidenceRequest | None:
-    if record.baseline is not None or record.weight or record.target is not None or record.promote:
-        return None
-    start, end = baseline_window(record.started_at, settings.baseline_window)
-    return _request(spec, status, record, identity, start, settings.baseline_window, end)
-
-
-def _request(
-    spec: CanaryRolloutSpec,
-    status: CanaryRolloutStatus,
-    record: RolloutRecord,
-    identity: Identity,
-    start: datetime,
-    interval: timedelta,
-    until: datetime | None = None,
-) -> EvidenceRequest:
-    analysis = effective_analysis(spec.analysis)
-    measured = until is None
-    return EvidenceRequest(
-        provider=analysis.provider,
-        namespace=identity.namespace,
-        host=fqdn(spec.host, identity.namespace),
-        stable=status.stable_version or "",
-        canary=record.version,
-        version_label=spec.version_label,
-        start=start,
-        interval=interval,
-        until=until,
-        slow_above=analysis.latency.threshold if measured and analysis.latency else None,
-        queries=tuple((metric.name, metric.query) for metric in analysis.metrics) if measured else (),
-        weight=record.weight,
-    )
+def _queries(analysis: Analysis) -> tuple[OwnQuery, ...]:
+    return tuple(OwnQuery(gate.name, gate.query, gate.baseline_query or "") for gate in analysis.metrics)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from canaryrollout.domain.evidence import Evidence
+from canaryrollout.domain.evidence import Evidence, Preflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +195,7 @@ class Observation:
         evidence: Evidence of the step in force; ``None`` when not needed or nothing was fetched yet.
         opening: Evidence of the moments before that, while proxies took the weight over; ``None`` likewise.
         baseline: Evidence of the window before the first step; ``None`` likewise.
+        preflight: What is known of the provider before the first step; ``None`` likewise.
         failures: Actions that failed last time, by `Action.key`.
         claims: Other rollouts on the same host.
         clock_step: How far the wall clock jumped against the monotonic one since the last pass.
@@ -206,6 +207,7 @@ class Observation:
     evidence: Evidence | None = None
     opening: Evidence | None = None
     baseline: Evidence | None = None
+    preflight: Preflight | None = None
     failures: Mapping[str, Failure] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     clock_step: timedelta = timedelta()

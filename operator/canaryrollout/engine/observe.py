@@ -14,7 +14,7 @@ import structlog
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.domain.decision import Needs
-from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest, Preflight, PreflightRequest
 from canaryrollout.domain.observation import Endpoints, Mesh, Observation, Unreadable
 from canaryrollout.engine.attempts import Attempts
 from canaryrollout.engine.ports import Clock, EndpointSource, MetricsSource, Rollout, TrafficRouter
@@ -68,6 +68,7 @@ class Observer:
             evidence=self._latest(needs.evidence, rollout, now, wake),
             opening=self._latest(needs.opening, rollout, now, wake),
             baseline=self._latest(needs.baseline, rollout, now, wake),
+            preflight=self._preflight(needs.preflight, rollout, now, wake),
             failures=dict(attempts.failures),
             claims=self._registry.claims(rollout.identity.key),
             clock_step=attempts.clock_step(now.timestamp() - self._clock.monotonic()),
@@ -109,3 +110,14 @@ class Observer:
         except Exception as error:  # noqa: BLE001 - a failure to read is a value
             _log.exception("no evidence", rollout=rollout.identity.key)
             return Evidence(request=request, error=_because(error), error_since=now)
+
+    def _preflight(
+        self, request: PreflightRequest | None, rollout: Rollout, now: datetime, wake: Callable[[], None]
+    ) -> Preflight | None:
+        if request is None:
+            return None
+        try:
+            return self._metrics.preflight(request, now, wake)
+        except Exception as error:  # noqa: BLE001 - a failure to read is a value
+            _log.exception("no preflight", rollout=rollout.identity.key)
+            return Preflight(request=request, error=_because(error), error_since=now)

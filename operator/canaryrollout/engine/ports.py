@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
 from canaryrollout.domain.decision import Action, Event
-from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest, Preflight, PreflightRequest
 from canaryrollout.domain.observation import Endpoints, Identity, Mesh, Unreadable
 
 Permit = Callable[[], None]
@@ -107,6 +107,19 @@ class MetricsSource(Protocol):
 
         Returns:
             The evidence so far, or ``None`` when nothing was fetched yet.
+        """
+        ...
+
+    def preflight(self, request: PreflightRequest, now: datetime, wake: Callable[[], None]) -> Preflight | None:
+        """Return what is known of a provider before traffic moves, and see to it that it is found out.
+
+        Args:
+            request: What has to be known.
+            now: The present time.
+            wake: Called from the event loop when an answer (or an error) has come in.
+
+        Returns:
+            The answer, or ``None`` when there is none yet.
         """
         ...
 

@@ -11,7 +11,7 @@ from typing import Any
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.decision import Action, Decision, Event, Needs
-from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest, Preflight, PreflightRequest
 from canaryrollout.domain.observation import Endpoints, Identity, Mesh, Missing, Observation, Unreadable
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.elector import Leading
@@ -143,6 +143,10 @@ class World:
     def latest(self, request: EvidenceRequest, now: datetime, wake: Callable[[], None]) -> Evidence | None:
         self.calls.append((asyncio.get_running_loop().time(), "latest", request.host))
         self.wakes.append(wake)
+        return None
+
+    def preflight(self, request: PreflightRequest, now: datetime, wake: Callable[[], None]) -> Preflight | None:
+        self.calls.append((asyncio.get_running_loop().time(), "preflight", request.host))
         return None
 
 
