@@ -26,8 +26,9 @@ from canaryrollout.api.status import (
 from canaryrollout.domain import steps
 from canaryrollout.domain.changes import changes_of, merge_changes
 from canaryrollout.domain.decision import Action, Decision, Event, Order
-from canaryrollout.domain.gates import Judgement, effective_analysis
+from canaryrollout.domain.gates import effective_analysis
 from canaryrollout.domain.observation import Endpoints, Identity, Observation
+from canaryrollout.domain.results import Judgement
 from canaryrollout.domain.routes import TrafficView, view
 from canaryrollout.domain.settings import DomainSettings
 

@@ -27,10 +27,11 @@ from fractions import Fraction
 from math import floor
 from typing import Final
 
-from canaryrollout.api.quantities import format_decimal, format_duration, format_percent
+from canaryrollout.api.quantities import format_decimal, format_duration
 from canaryrollout.api.spec import Analysis, AnalysisMode, ErrorRateGate, LatencyGate, MetricGate
 from canaryrollout.api.status import Baseline, Counts, FinishedStep, Verdict
 from canaryrollout.domain.evidence import Block, Evidence, MetricValue, total
+from canaryrollout.domain.results import GateResult, Judgement, Sample, percent, worst
 
 DEFAULT_MAX_ERROR_RATE: Final = Fraction(1, 100)
 DEFAULT_MAX_SLOW: Final = Fraction(1, 100)
@@ -38,57 +39,6 @@ HARD_CEILING_REQUESTS: Final = 20
 HARD_CEILING_SHARE: Final = Fraction(1, 2)
 MIN_RELATIVE_FAILURES: Final = 3
 """A relative limit is not exceeded by fewer failures than this: with fewer, chance alone often doubles a rate."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """What one gate says.
-
-    Attributes:
-        name: ``errorRate``, ``latency``, ``metrics/<name>``, or ``hardCeiling``.
-        verdict: Pass, Fail, Inconclusive or Error.
-        reason: WithinLimits, AboveMax, BelowMin, AboveRelative, HardCeiling; NoData, NoTraffic, LowSample,
-            LowStableSample, NotANumber, PartialData; ProviderError, BadQuery.
-        message: The same for people, with its numbers.
-    """
-
-    name: str
-    verdict: Verdict
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What all gates together say: the worst of them, Fail before Error before Inconclusive before Pass.
-
-    Attributes:
-        verdict: The worst verdict.
-        reason: Reason of the first gate with that verdict.
-        message: Messages of the gates with that verdict, and the provider's remarks on the counts.
-        gates: Every gate's result.
-        canary: Requests of the canary that were judged (without those that reached no version).
-        stable: Requests of the stable version in the same blocks.
-    """
-
-    verdict: Verdict
-    reason: str
-    message: str
-    gates: tuple[GateResult, ...]
-    canary: Counts
-    stable: Counts
-
-
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """How many requests had a property (``bad``) out of how many."""
-
-    bad: int
-    of: int
-
-    @property
-    def rate(self) -> Fraction:
-        return Fraction(self.bad, self.of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +61,13 @@ class _RateGate:
     unit: str
     limit: Fraction | None
     relative: Fraction | None
-    canary: _Sample
-    stable: _Sample
+    canary: Sample
+    stable: Sample
     stable_grows: bool
 
     @property
     def finding(self) -> str:
-        return f"canary {_percent(self.canary.rate)} of {self.canary.of} {self.unit} {self.deed}"
+        return f"canary {percent(self.canary.rate)} of {self.canary.of} {self.unit} {self.deed}"
 
     def undecided(self, reason: str, message: str) -> GateResult:
         return GateResult(self.name, Verdict.INCONCLUSIVE, reason, message)
@@ -131,7 +81,7 @@ class _Compared:
     before: Counts
     weight: int
 
-    def sample(self, of: Callable[[Counts], _Sample], min_requests: int) -> _Sample:
+    def sample(self, of: Callable[[Counts], Sample], min_requests: int) -> Sample:
         """Return stable's sample: of this step, with those before where it is too small, only those at weight 100."""
         if self.weight >= 100:
             return of(self.before)
@@ -202,7 +152,7 @@ def judge(
     ceiling = _hard_ceiling((*opening, *blocks), baseline)
     if ceiling is not None:
         results.insert(0, ceiling)
-    return _worst(results, canary, stable, notes=evidence.notes if evidence is not None else ())
+    return worst(results, canary, stable, notes=evidence.notes if evidence is not None else ())
 
 
 def _excess(blocks: Sequence[Block], baseline: Baseline | None) -> int:
@@ -226,8 +176,8 @@ def _rate_gates(analysis: Analysis, canary: Counts, compared: _Compared, excess:
             unit="requests",
             limit=analysis.error_rate.max,
             relative=analysis.error_rate.max_relative,
-            canary=_Sample(canary.errors + excess, canary.requests + excess),
-            stable=compared.sample(lambda c: _Sample(c.errors, c.requests), analysis.min_requests),
+            canary=Sample(canary.errors + excess, canary.requests + excess),
+            stable=compared.sample(lambda c: Sample(c.errors, c.requests), analysis.min_requests),
             stable_grows=compared.weight < 100,
         )
     if analysis.latency is not None:
@@ -237,8 +187,8 @@ def _rate_gates(analysis: Analysis, canary: Counts, compared: _Compared, excess:
             unit="timed requests",
             limit=analysis.latency.max_slow,
             relative=analysis.latency.max_relative,
-            canary=_Sample(canary.slow, canary.timed),
-            stable=compared.sample(lambda c: _Sample(c.slow, c.timed), analysis.min_requests),
+            canary=Sample(canary.slow, canary.timed),
+            stable=compared.sample(lambda c: Sample(c.slow, c.timed), analysis.min_requests),
             stable_grows=compared.weight < 100,
         )
 
@@ -263,14 +213,14 @@ def _judge_rate(gate: _RateGate, min_requests: int, blocks: Sequence[Block]) -> 
     lack = f"stable has {gate.stable.of} of {min_requests} {gate.unit} to compare with"
     if gate.stable_grows or gate.limit is None:
         return gate.undecided("LowStableSample", lack)
-    message = f"{gate.finding} (limit {_percent(gate.limit)}; {lack})"
+    message = f"{gate.finding} (limit {percent(gate.limit)}; {lack})"
     return GateResult(gate.name, Verdict.PASS, "WithinLimits", message)
 
 
 def _above_max(gate: _RateGate) -> GateResult | None:
     if gate.limit is None or gate.canary.rate <= gate.limit:
         return None
-    return GateResult(gate.name, Verdict.FAIL, "AboveMax", f"{gate.finding} (limit {_percent(gate.limit)})")
+    return GateResult(gate.name, Verdict.FAIL, "AboveMax", f"{gate.finding} (limit {percent(gate.limit)})")
 
 
 def _above_relative(gate: _RateGate, min_requests: int) -> GateResult | None:
@@ -287,21 +237,15 @@ def _above_relative(gate: _RateGate, min_requests: int) -> GateResult | None:
 
 
 def _limits(gate: _RateGate) -> str:
-    parts = [f"limit {_percent(gate.limit)}"] if gate.limit is not None else []
+    parts = [f"limit {percent(gate.limit)}"] if gate.limit is not None else []
     return ", ".join([*parts, _relative_limit(gate)] if gate.relative is not None else parts)
 
 
 def _relative_limit(gate: _RateGate) -> str:
     return (
-        f"limit {_percent(gate.relative or Fraction(0))} of stable's "
-        f"{_percent(gate.stable.rate)} of {gate.stable.of} {gate.unit}"
+        f"limit {percent(gate.relative or Fraction(0))} of stable's "
+        f"{percent(gate.stable.rate)} of {gate.stable.of} {gate.unit}"
     )
-
-
-def _percent(value: Fraction) -> str:
-    """Spell a share for people, three digits at most where it is above one percent."""
-    digits = 1 if value >= Fraction(1, 10) else 2 if value >= Fraction(1, 100) else 4
-    return format_percent(Fraction(round(value * 100, digits)) / 100).replace("%", " %")
 
 
 def _judge_metric(metric: MetricGate, evidence: Evidence | None, since: datetime | None) -> GateResult:
@@ -357,16 +301,6 @@ def _hard_ceiling(blocks: Sequence[Block], baseline: Baseline | None) -> GateRes
         excess = _beyond(unreached, span, baseline)
         bad, of = errors + excess, requests + excess
         if of >= HARD_CEILING_REQUESTS and bad * HARD_CEILING_SHARE.denominator >= of * HARD_CEILING_SHARE.numerator:
-            message = f"{bad} of {of} requests of the canary failed (at once beyond {_percent(HARD_CEILING_SHARE)})"
+            message = f"{bad} of {of} requests of the canary failed (at once beyond {percent(HARD_CEILING_SHARE)})"
             return GateResult("hardCeiling", Verdict.FAIL, "HardCeiling", message)
     return None
-
-
-_SEVERITY: Final = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.PASS)
-
-
-def _worst(results: Sequence[GateResult], canary: Counts, stable: Counts, *, notes: tuple[str, ...]) -> Judgement:
-    verdict = min((result.verdict for result in results), key=_SEVERITY.index)
-    decisive = [result for result in results if result.verdict is verdict]
-    message = "; ".join(dict.fromkeys([*(result.message for result in decisive), *notes]))
-    return Judgement(verdict, decisive[0].reason, message, tuple(results), canary, stable)

@@ -16,10 +16,11 @@ from canaryrollout.domain.convergence import Agreement, agreement
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.evidence import Block, total
-from canaryrollout.domain.gates import Judgement, judge
+from canaryrollout.domain.gates import judge
 from canaryrollout.domain.looks import grid_start, next_look
 from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
+from canaryrollout.domain.results import Judgement
 from canaryrollout.domain.subsets import restore_lost
 
 
