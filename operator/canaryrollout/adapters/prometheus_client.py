@@ -11,78 +11,29 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import requests
 from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from requests.auth import AuthBase
+from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from canaryrollout.adapters.prometheus_counts import milliseconds_of
-from canaryrollout.adapters.prometheus_queries import Labels
+from canaryrollout.adapters.prometheus_credentials import Credentials, Trust
+from canaryrollout.adapters.prometheus_provider import Provider, QueryFailed
+
+__all__ = ["Answer", "Metrics", "PrometheusClient", "Provider", "QueryFailed"]
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=3)
 GRACE: Final = timedelta(seconds=1)
 """How much longer than the server's own timeout the client waits, so that the server's words arrive."""
-
-
-@dataclass(frozen=True, slots=True)
-class Provider:
-    """A Prometheus that the administrator defined.
-
-    Attributes:
-        name: What ``analysis.provider`` calls it.
-        url: Base URL, without ``/api/v1``.
-        timeout: How long a query may take on the server.
-        lag: How long after a block's end its counts can be read: scrape interval plus ingestion.
-        scrape_interval: How often it scrapes the proxies.
-        concurrency: How many queries it is asked at once.
-        reporter: Value of the label ``reporter`` to count by: ``source`` also sees requests that reached no workload.
-        version_label: Label of its Istio metrics that holds the version of the workload that answered.
-        service_label: Label that holds the fully qualified host.
-        headers: Headers of every request, such as a tenant.
-        bearer_token_file: File with a token, read anew for every request, because projected tokens rotate.
-        ca_file: Certificates to trust instead of the system's.
-    """
-
-    name: str
-    url: str
-    timeout: timedelta = timedelta(seconds=10)
-    lag: timedelta = timedelta(seconds=17)
-    scrape_interval: timedelta = timedelta(seconds=15)
-    concurrency: int = 4
-    reporter: str = "source"
-    version_label: str = "destination_version"
-    service_label: str = "destination_service"
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    bearer_token_file: Path | None = None
-    ca_file: Path | None = None
-
-    @property
-    def labels(self) -> Labels:
-        """Return how its Istio metrics are labeled."""
-        return Labels(reporter=self.reporter, version=self.version_label, service=self.service_label)
-
-
-class QueryFailed(RuntimeError):  # noqa: N818 - reads as what happened
-    """A query that was not answered.
-
-    Attributes:
-        outcome: ``Timeout``, ``Unreachable``, ``Refused`` (credentials), ``BadQuery`` (it can never succeed),
-            ``ServerError`` or ``BadAnswer``.
-    """
-
-    def __init__(self, outcome: str, message: str) -> None:
-        super().__init__(message)
-        self.outcome = outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,31 +45,33 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-class _FileToken(AuthBase):
-    """Bearer authentication with a token that is read from its file for every request."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._path.read_text().strip()}"
-        return request
-
-
 class _Session(requests.Session):
     """Sends queries as a form, follows no redirects, and keeps the last response of each thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, provider: Provider) -> None:
         super().__init__()
         self.trust_env = False  # asked as the administrator defined it: no proxy, netrc or bundle of the environment
+        self.verify = not provider.insecure_skip_verify
+        self.credentials = Credentials(provider)
+        self._trust = Trust(provider)
+        self._parameters = {
+            name: [value] if isinstance(value, str) else list(value)
+            for name, value in provider.query_parameters.items()
+        }
         self._answered = threading.local()
 
     def request(self, method: str | bytes, url: str | bytes, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         self._answered.response = None
-        kwargs["data"] = kwargs.pop("params", None)
+        kwargs["headers"] = self.credentials.headers()
+        kwargs["data"] = self._parameters | (kwargs.pop("params", None) or {})
         response = super().request(method, url, allow_redirects=False, **kwargs)
         self._answered.response = response
         return response
+
+    def get_adapter(self, url: str | bytes) -> HTTPAdapter:
+        """Return connections with the certificates that are on disk now."""
+        del url  # it is always the provider's
+        return self._trust.adapter()
 
     def answered(self) -> requests.Response | None:
         """Return the response to this thread's last request; ``None`` when there was none."""
@@ -150,16 +103,9 @@ class PrometheusClient:
     def __init__(self, provider: Provider, metrics: Metrics) -> None:
         self.provider = provider
         self._metrics = metrics
-        self._session = _Session()
-        if provider.ca_file is not None:
-            self._session.verify = str(provider.ca_file)
+        self._session = _Session(provider)
         self._connect = PrometheusConnect(
-            url=provider.url.rstrip("/"),
-            headers=dict(provider.headers),
-            auth=_FileToken(provider.bearer_token_file) if provider.bearer_token_file is not None else None,
-            retry=Retry(total=0),
-            session=self._session,
-            method="POST",
+            url=provider.url.rstrip("/"), retry=Retry(total=0), session=self._session, method="POST"
         )
         self._executor = ThreadPoolExecutor(provider.concurrency, thread_name_prefix=f"prometheus-{provider.name}")
         self._places = asyncio.Semaphore(provider.concurrency)
@@ -245,10 +191,13 @@ class PrometheusClient:
             raise QueryFailed("Timeout", f"no answer within {self._timeouts()[1]:g} s") from error
         except (PrometheusApiClientException, OSError, ValueError, KeyError, TypeError) as error:
             response = self._session.answered()  # OSError covers all that requests raises
+            hide = self._session.credentials.hide
             if response is None:
-                raise QueryFailed("Unreachable", f"cannot ask {self.provider.url}: {_cause(error)}") from error
-            raise _failure(response, self.provider) from error
-        return _answer(result, self._session.answered())
+                message = hide(f"cannot ask {self.provider.url}: {_cause(error)}")
+                raise QueryFailed("Unreachable", message) from None  # what the error itself holds is not shown
+            failure = _failure(response, self.provider)
+            raise QueryFailed(failure.outcome, hide(str(failure))) from None
+        return _answer(result, self._session.answered(), self._session.credentials.hide)
 
 
 def _seconds(milliseconds: int) -> str:
@@ -264,12 +213,12 @@ def _cause(error: BaseException) -> str:
     return str(error)
 
 
-def _answer(result: Any, response: requests.Response | None) -> Answer:
+def _answer(result: Any, response: requests.Response | None, hide: Callable[[str], str]) -> Answer:
     envelope = _envelope(response)
     data = envelope.get("data")
     result_type = data.get("resultType") if isinstance(data, dict) else None
     warnings = envelope.get("warnings") or ()
-    return Answer(str(result_type), result, tuple(str(warning) for warning in warnings))
+    return Answer(str(result_type), result, tuple(hide(str(warning)) for warning in warnings))
 
 
 def _envelope(response: requests.Response | None) -> dict[str, Any]:

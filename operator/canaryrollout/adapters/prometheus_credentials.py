@@ -1,0 +1,203 @@
+"""Credentials of a provider as files say them now: headers for one request, and TLS for new connections.
+
+Secrets rotate, appear late and vanish. So no file is read before it is needed and none is believed for longer than a
+request; one that cannot be used fails that one query, in words that name the file and never what it holds. TLS material
+is kept until a file changes; connections made with what was there before are then not used again.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import ssl
+import threading
+from pathlib import Path
+from typing import Any, Final
+
+import certifi
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from canaryrollout.adapters.prometheus_provider import BasicAuth, Provider, QueryFailed
+
+HIDDEN: Final = "***"
+_NOT_SECRET: Final = frozenset({"x-scope-orgid", "thanos-tenant"})
+"""Headers that name a tenant: a server's words about one would be of no use without it."""
+_SHORTEST_SECRET: Final = 4
+"""What is shorter guards nothing, and would black out words that only look alike."""
+_VALUE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
+"""Printable ASCII on one line, as headers can carry."""
+
+_State = tuple[tuple[int, int, int], ...]
+
+
+class Credentials:
+    """Headers of a provider, made from its files whenever a request is sent."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._sent = threading.local()
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of a request that is sent now.
+
+        Raises:
+            QueryFailed: If a file cannot be used.
+        """
+        provider = self._provider
+        headers = dict(provider.headers)
+        self._sent.secrets = {value for name, value in headers.items() if name.lower() not in _NOT_SECRET}
+        for name, path in provider.header_files.items():
+            headers[name] = self._secret(path, f"header {name}")
+        if provider.bearer_token_file is not None:
+            headers["Authorization"] = f"Bearer {self._secret(provider.bearer_token_file, 'bearer token')}"
+        if provider.basic_auth is not None:
+            headers["Authorization"] = self._basic(provider.basic_auth)
+        return headers
+
+    def hide(self, text: str) -> str:
+        """Take what is secret out of a server's words: it may repeat what this thread sent last."""
+        secrets: set[str] = getattr(self._sent, "secrets", set())
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, HIDDEN)
+        return text
+
+    def _basic(self, auth: BasicAuth) -> str:
+        username = auth.username
+        if auth.username_file is not None:
+            username = _text_of(auth.username_file, "username")
+        password = self._secret(auth.password_file, "password", ascii_only=False)
+        encoded = base64.b64encode(f"{username}:{password}".encode()).decode()
+        self._sent.secrets.add(encoded)
+        return f"Basic {encoded}"
+
+    def _secret(self, path: Path, what: str, *, ascii_only: bool = True) -> str:
+        value = _text_of(path, what)
+        if ascii_only and _VALUE.fullmatch(value) is None:
+            raise _unusable(what, path, "it has to be one line of printable ASCII")
+        self._sent.secrets.add(value)
+        return value
+
+
+class Trust:
+    """The connections of a provider, with the TLS material of its files."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._lock = threading.Lock()
+        self._state: _State | None = None
+        self._adapter: HTTPAdapter | None = None
+        if provider.insecure_skip_verify:  # said once in the log; urllib3 would say it for each request
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+
+    def adapter(self) -> HTTPAdapter:
+        """Return the connections to use now.
+
+        Raises:
+            QueryFailed: If a file cannot be used.
+        """
+        with self._lock:
+            state = self._files_now()
+            if self._adapter is None or state != self._state:
+                context = _context(self._provider) if self._provider.url.startswith("https://") else None
+                # Who is in the middle of a request keeps the old connections, which close when nobody does.
+                self._adapter, self._state = _Connections(context, self._provider.concurrency), state
+            return self._adapter
+
+    def _files_now(self) -> _State:
+        named = {
+            "CA certificates": self._provider.ca_file,
+            "client certificate": self._provider.client_cert_file,
+            "client key": self._provider.client_key_file,
+        }
+        found = []
+        for what, path in named.items():
+            if path is not None:
+                try:
+                    stat = path.stat()
+                except OSError as error:
+                    raise _unusable(what, path, _reason(error)) from None
+                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return tuple(found)
+
+
+class _Connections(HTTPAdapter):
+    """Connections with a TLS context of our own; none is retried."""
+
+    def __init__(self, context: ssl.SSLContext | None, size: int) -> None:
+        self._context = context
+        super().__init__(max_retries=0, pool_connections=1, pool_maxsize=size)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        if self._context is not None:
+            kwargs["ssl_context"] = self._context
+        super().init_poolmanager(*args, **kwargs)
+
+    def cert_verify(self, conn: Any, url: str, verify: bool | str | None, cert: object) -> None:
+        """Keep requests from adding the public certificates to the context's own."""
+        conn.cert_reqs = "CERT_REQUIRED" if self._context is None else self._context.verify_mode
+
+
+def _context(provider: Provider) -> ssl.SSLContext:
+    authorities = provider.ca_file or Path(certifi.where())
+    try:
+        context = ssl.create_default_context(cafile=str(authorities))
+    except (OSError, ValueError) as error:
+        raise _unusable("CA certificates", authorities, _reason(error)) from None
+    if provider.insecure_skip_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if provider.client_cert_file is not None:
+        _load_client(context, provider.client_cert_file, provider.client_key_file or provider.client_cert_file)
+    return context
+
+
+def _load_client(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    for what, path in (("client certificate", certificate), ("client key", key)):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise _unusable(what, path, _reason(error)) from None
+    try:
+        context.load_cert_chain(certificate, key, password=_encrypted)
+    except _Encrypted:
+        raise _unusable("client key", key, "it is encrypted; the operator has no password for it") from None
+    except (OSError, ValueError) as error:
+        files = f"client certificate {certificate} with client key {key}"
+        raise QueryFailed("NoCredentials", f"{files} cannot be used: {_reason(error)}") from None
+
+
+class _Encrypted(Exception):  # noqa: N818 - says what was found
+    """OpenSSL asked for a password, which it would otherwise ask from a terminal."""
+
+
+def _encrypted() -> str:
+    raise _Encrypted
+
+
+def _text_of(path: Path, what: str) -> str:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise _unusable(what, path, _reason(error)) from None
+    except UnicodeDecodeError:
+        raise _unusable(what, path, "it is not text in UTF-8") from None
+    if not text:
+        raise _unusable(what, path, "it is empty")
+    return text
+
+
+def _unusable(what: str, path: Path, reason: str) -> QueryFailed:
+    return QueryFailed("NoCredentials", f"{what} cannot be read from {path}: {reason}")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return what is wrong with a file, in words instead of OpenSSL's."""
+    if isinstance(error, ssl.SSLError):
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return "they do not belong together"
+        return "that is not PEM, or not what is expected there" if error.reason in {None, "PEM_LIB"} else str(error)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)
