@@ -14,9 +14,9 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-import certifi
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from canaryrollout.adapters.prometheus_provider import BasicAuth, Provider, QueryFailed
 
@@ -140,7 +140,7 @@ class _Connections(HTTPAdapter):
 
 
 def _context(provider: Provider) -> ssl.SSLContext:
-    authorities = provider.ca_file or Path(certifi.where())
+    authorities = provider.ca_file or Path(DEFAULT_CA_BUNDLE_PATH)
     try:
         context = ssl.create_default_context(cafile=str(authorities))
     except (OSError, ValueError) as error:

@@ -144,6 +144,12 @@ class Engine:
             else:
                 self._scheduler.no_later_than(key, self._turn(entry.identity))
 
+    def use(self, core: Core) -> None:
+        """Decide by other functions from now on, and look at every rollout that is not at rest: it may be concerned."""
+        self._worker.use(core)
+        active = (key for key, entry in self._registry.entries() if entry.rollout is not None)
+        self._enqueue(dict.fromkeys(active, Priority.ROUTINE))
+
     def resweep(self) -> None:
         """Have all rollouts listed soon, because the watch may have missed something."""
         self._sweep_now.set()

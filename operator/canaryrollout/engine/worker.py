@@ -102,6 +102,10 @@ class Worker:
             finally:
                 queue.done(key)
 
+    def use(self, core: Core) -> None:
+        """Decide by other functions from the next pass on; a pass under way ends with those that it began with."""
+        self._parts = replace(self._parts, core=core)
+
     def forget(self, key: str) -> None:
         """Drop what is remembered of a rollout that is gone."""
         self._attempts.pop(key, None)

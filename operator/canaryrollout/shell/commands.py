@@ -11,7 +11,7 @@ import typer
 
 from canaryrollout.adapters.kube import ApiError
 from canaryrollout.shell import logs
-from canaryrollout.shell.main import lease_settings
+from canaryrollout.shell.main import Source, lease_settings
 from canaryrollout.shell.main import run as run_operator
 from canaryrollout.shell.settings import LogFormat, LogLevel, Settings, SettingsError, load, variable
 
@@ -135,8 +135,9 @@ def run(
 ) -> None:
     """Run the operator until it is told to stop.
 
-    Settings are read once, at the start: flags come first, then environment variables (named in brackets below), then
-    the file given by --config, then defaults.
+    Settings come from the first of these that names them: flags come first, then environment variables (named in
+    brackets below), then the file given by --config, then defaults. The file's providers are taken in within seconds
+    when they change; everything else needs a restart.
 
     \b
     Against the cluster of your kubeconfig, with one Prometheus:
@@ -146,16 +147,20 @@ def run(
 
     \b
     The file, with everything that flags do not offer:
-      providers:
+      providers:          # everything about them: docs/providers.md
         default: {url: "http://prometheus.istio-system:9090", scrapeInterval: 15s}
         tenant-a:
           url: https://thanos.example.com
           headers: {X-Scope-OrgID: tenant-a}
+          queryParameters: {dedup: true, partial_response: false}
+          caFile: /var/run/secrets/thanos/ca.crt
           bearerTokenFile: /var/run/secrets/thanos/token
           timeout: 10s        # of a query
           lag: 20s            # how far behind the present its data is
           concurrency: 4      # queries at once
           reporter: source    # whose view of a request counts: source or destination
+          namespaces: [shop, "team-*"]
+          customQueries: NamespaceEnforced
       leaderElection: {leaseDuration: 15s, renewDeadline: 10s, retryPeriod: 2s}
       timings: {subsetSettle: 5s, drain: 5s, propagation: 1s}
 
@@ -180,9 +185,10 @@ def run(
         "log_level": log_level,
     }
     settings = _settings(config, flags)
+    source = Source(config, given(flags)) if config is not None else None
     logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(run_operator(settings))
+        asyncio.run(run_operator(settings, source))
     except (ApiError, OSError, RuntimeError) as error:
         structlog.get_logger(__name__).critical("giving up", error=str(error), exc_info=isinstance(error, RuntimeError))
         raise typer.Exit(FAILED) from None

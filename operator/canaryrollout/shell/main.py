@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -37,7 +38,9 @@ from canaryrollout.engine.ports import Rollout
 from canaryrollout.engine.settings import EngineSettings, LeaseSettings
 from canaryrollout.shell.handlers import Watch
 from canaryrollout.shell.http import HttpServer, application
-from canaryrollout.shell.settings import Block, Settings, in_a_pod, own_namespace, this_replica
+from canaryrollout.shell.provider_settings import Block, ProviderSettings
+from canaryrollout.shell.reload import Reload
+from canaryrollout.shell.settings import Settings, in_a_pod, own_namespace, this_replica
 from canaryrollout.shell.telemetry import EngineCollector, PrometheusTelemetry
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +58,7 @@ class Operator:
     client: KubeClient
     telemetry: PrometheusTelemetry
     registry: CollectorRegistry
+    take_providers: Callable[[Mapping[str, ProviderSettings]], None]
     watch: Watch | None = None
     campaign: asyncio.Task[None] | None = None
 
@@ -73,8 +77,20 @@ class Operator:
         return ""
 
 
-async def run(settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where settings were read from, and can be read again: a file, and flags that come before it."""
+
+    file: Path
+    flags: Mapping[str, Any]
+
+
+async def run(settings: Settings, source: Source | None = None) -> None:
     """Run the operator until it is told to stop by SIGTERM or SIGINT.
+
+    Args:
+        settings: The settings to start with.
+        source: Where changed providers are read from; ``None`` where nothing can change.
 
     Raises:
         ApiError: If there are no credentials for the API server.
@@ -86,6 +102,7 @@ async def run(settings: Settings) -> None:
         loop.add_signal_handler(number, _on_signal, number, stop)
     async with AsyncExitStack() as stack:
         operator = await stack.enter_async_context(_assemble(settings))
+        await stack.enter_async_context(_reloading(operator, settings, source))
         await stack.enter_async_context(_serving(operator, settings))
         _log.info("starting", version=__version__, namespaces=settings.namespaces or "all")
         if await _definition_served(operator.client, stop):
@@ -114,7 +131,7 @@ async def _assemble(settings: Settings) -> AsyncIterator[Operator]:
     client = await KubeClient.connect(
         registry, kubeconfig=settings.kubeconfig, context=settings.context, connections=settings.workers * 2
     )
-    metrics = PrometheusSource(providers(settings), registry)
+    metrics = PrometheusSource(providers(settings.providers), registry)
     recorder = Recorder(client, clock, identity)
     domain = settings.cluster_domain
     ports = Ports(
@@ -139,11 +156,38 @@ async def _assemble(settings: Settings) -> AsyncIterator[Operator]:
         election = settings.leader_election
         lease = KubernetesLease(client, election.namespace or own_namespace(), election.name)
         elector = leadership = Elector(lease, clock, identity, lease_settings(settings), engine.lead)
+
+    def take_providers(changed: Mapping[str, ProviderSettings]) -> None:
+        metrics.reconfigure(providers(changed))
+        engine.use(core(domain_settings(settings.model_copy(update={"providers": changed}))))
+
     try:
-        yield Operator(engine, elector, client, telemetry, registry)
+        yield Operator(engine, elector, client, telemetry, registry, take_providers)
     finally:
         await metrics.close()
         await client.close()
+
+
+@asynccontextmanager
+async def _reloading(operator: Operator, settings: Settings, source: Source | None) -> AsyncIterator[None]:
+    """Take changed providers in."""
+    warn_of_unverified(settings.providers)
+    if source is None:
+        yield
+        return
+
+    def apply(changed: Mapping[str, ProviderSettings]) -> None:
+        warn_of_unverified(changed)
+        operator.take_providers(changed)
+
+    reload = Reload(source.file, source.flags, settings, check=lease_settings, apply=apply, registry=operator.registry)
+    watching = asyncio.create_task(reload.run(), name="reload")
+    try:
+        yield
+    finally:
+        watching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watching
 
 
 @asynccontextmanager
@@ -223,15 +267,20 @@ def core(settings: DomainSettings) -> Core:
     )
 
 
-def providers(settings: Settings) -> dict[str, Provider]:
+def providers(settings: Mapping[str, ProviderSettings]) -> dict[str, Provider]:
     """Return the Prometheus servers that rollouts may name."""
-    return {
-        name: Provider(
-            name=name,
-            **(_values(provider) | {"lag": provider.effective_lag}),
-        )
-        for name, provider in settings.providers.items()
-    }
+    return {name: provider.provider(name) for name, provider in settings.items()}
+
+
+def warn_of_unverified(settings: Mapping[str, ProviderSettings]) -> None:
+    """Say which providers may be anybody."""
+    for name, provider in settings.items():
+        if provider.insecure_skip_verify:
+            _log.warning(
+                "a provider's certificate is not verified: whoever answers decides on rollouts, and gets credentials",
+                provider=name,
+                remedy="set caFile instead of insecureSkipVerify",
+            )
 
 
 def domain_settings(settings: Settings) -> DomainSettings:

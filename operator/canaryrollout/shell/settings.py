@@ -1,7 +1,8 @@
 """What an administrator can set, and where it is read from.
 
 Flags come before environment variables, and both before the file named by ``--config``; what none of them says has the
-default shown here. Everything is read once, at the start, and handed on: no other module looks at the environment.
+default shown here. What was read is handed on: no other module looks at the environment. Only the providers can change
+while the operator runs, by changing the file.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from canaryrollout.api.quantities import Duration, format_duration
 from canaryrollout.domain.naming import CLUSTER_DOMAIN
+from canaryrollout.shell.provider_settings import Block, ProviderSettings, without_secrets
 
 PREFIX: Final = "CANARYROLLOUT_"
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-_INGESTION: Final = timedelta(seconds=2)
 
 
 class SettingsError(ValueError):
-    """Settings make no sense; the message names each with its value and what would be right."""
+    """Settings make no sense; the message names each with its value and what would be right.
+
+    Attributes:
+        problems: One line for each.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
 class LogFormat(StrEnum):
@@ -48,37 +57,6 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
-
-
-class Block(BaseModel):
-    """A part of the settings; names that do not exist are refused rather than ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ProviderSettings(Block):
-    """A Prometheus that rollouts may name."""
-
-    url: str = Field(pattern=r"^https?://\S+$")
-    timeout: Duration = timedelta(seconds=10)
-    scrape_interval: Duration = timedelta(seconds=15)
-    lag: Duration | None = None
-    concurrency: int = Field(default=4, ge=1, le=64)
-    reporter: str = "source"
-    version_label: str = "destination_version"
-    service_label: str = "destination_service"
-    headers: dict[str, str] = Field(default_factory=dict, repr=False)
-    bearer_token_file: Path | None = None
-    ca_file: Path | None = None
-
-    @property
-    def effective_lag(self) -> timedelta:
-        """Return how far behind the present its data is: as set, or the time a sample takes to be queryable.
-
-        The scrape interval is no part of it: a block ends with the newest sample at or before its end, and what came
-        after that sample belongs to the next block.
-        """
-        return self.lag if self.lag is not None else _INGESTION
 
 
 class LeaderElection(Block):
@@ -160,7 +138,30 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     Raises:
         SettingsError: If they make no sense.
     """
-    content = _read_file(file) if file is not None else {}
+    return parse(file, read(file) if file is not None else "", flags)
+
+
+def read(file: Path) -> str:
+    """Return the text of the file with settings.
+
+    Raises:
+        SettingsError: If it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"the file {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"the file {file} is not text in UTF-8") from None
+
+
+def parse(file: Path | None, text: str, flags: Mapping[str, Any]) -> Settings:
+    """Make settings of flags, the environment and the text of a file, see `load`.
+
+    Raises:
+        SettingsError: If they make no sense, with one line for each problem; no line holds a secret.
+    """
+    content = _parse_file(file, text)
 
     class Loaded(Settings):
         @classmethod
@@ -177,7 +178,7 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     try:
         return Loaded(**flags)
     except ValidationError as error:
-        raise SettingsError("\n".join(_explained(details) for details in error.errors(include_url=False))) from None
+        raise SettingsError(*(_explained(details) for details in error.errors(include_url=False))) from None
     except SourceError as error:
         raise SettingsError(f"{error}; objects in environment variables are written as JSON") from None
 
@@ -204,17 +205,30 @@ def variable(*path: str) -> str:
     return PREFIX + "__".join(path).upper()
 
 
-_FREE_KEYS: Final = ("providers", "headers")
+_FREE_KEYS: Final = ("providers", "headers", "header_files", "query_parameters")
 """Mappings whose keys are names that the administrator chose."""
+_HIDDEN: Final = frozenset({"headers", "query_parameters", "basic_auth"})
+"""Settings whose values are not shown, because they may be secrets."""
+_INSTEAD: Final = {
+    "bearer_token": "bearerTokenFile",
+    "token": "bearerTokenFile",
+    "password": "basicAuth.passwordFile",
+    "username": "basicAuth.username",
+    "client_key": "clientKeyFile",
+    "client_cert": "clientCertFile",
+    "ca": "caFile",
+}
+"""What may have been meant by a setting that does not exist: secrets are not written into settings but named."""
 
 
-def _read_file(file: Path) -> dict[str, Any]:
+def _parse_file(file: Path | None, text: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise SettingsError(f"the file {file} cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"the file {file} is not YAML: {error}") from None
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:  # its own words would quote the line, and with it a secret
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise SettingsError(f"the file {file} is not YAML: {error.problem}{line}") from None
+    except (yaml.YAMLError, RecursionError):
+        raise SettingsError(f"the file {file} is not YAML") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -227,21 +241,37 @@ def _snake(value: Any, *, free: bool = False) -> Any:
     """Rewrite ``leaseDuration`` as ``lease_duration`` in all keys but those that are names."""
     if not isinstance(value, dict):
         return value
-    return {
-        (key if free else re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", str(key)).lower()): _snake(
-            item, free=key in _FREE_KEYS
-        )
-        for key, item in value.items()
-    }
+    snaked = {}
+    for key, item in value.items():
+        name = str(key) if free else re.sub(r"(?<=[a-z0-9])([A-Z])", r"_\1", str(key)).lower()
+        snaked[name] = _snake(item, free=not free and name in _FREE_KEYS)
+    return snaked
+
+
+def camel(path: Iterable[str | int]) -> str:
+    """Spell the path of a setting as in the file; names that the administrator chose stay as they are."""
+    spelled: list[str] = []
+    free = False
+    for part in map(str, path):
+        spelled.append(part if free else re.sub(r"_([a-z])", lambda match: match[1].upper(), part))
+        free = not free and part in _FREE_KEYS
+    return ".".join(spelled)
 
 
 def _explained(details: Any) -> str:
-    path = ".".join(str(part) for part in details["loc"])
-    camel = re.sub(r"_([a-z])", lambda match: match[1].upper(), path)
+    path = [str(part) for part in details["loc"]]
+    name = camel(path)
     if details["type"] == "extra_forbidden":
-        return f"{camel} is not a setting; see `canaryrollout run --help`"
+        meant = _INSTEAD.get(path[-1]) if path[0] == "providers" else None
+        hint = f"write {meant}" if meant else "see `canaryrollout run --help`"
+        return f"{name} is not a setting; {hint}"
     if details["type"] == "missing":
-        return f"{camel} is missing: it is required"
+        return f"{name} is missing: it is required"
     problem = str(details.get("ctx", {}).get("error") or details["msg"])
     problem = problem[:1].lower() + problem[1:] if problem[:2].istitle() else problem
-    return f"{camel} is {details['input']!r}: {problem} (environment variable {variable(*map(str, details['loc']))})"
+    variable_ = f"(environment variable {variable(*path)})"
+    value = details["input"]
+    if isinstance(value, dict) or not _HIDDEN.isdisjoint(path):
+        return f"{name}: {problem} {variable_}"
+    shown = without_secrets(value) if path[-1] == "url" and isinstance(value, str) else value
+    return f"{name} is {shown!r}: {problem} {variable_}"

@@ -21,7 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What the operator was started with, instead of starting it."""
     seen: list[Settings] = []
 
-    async def note(settings: Settings) -> None:
+    async def note(settings: Settings, _: object) -> None:
         seen.append(settings)
 
     monkeypatch.setattr(commands, "run_operator", note)
@@ -83,7 +83,7 @@ def test_lease_times_that_make_no_sense_are_wrong_settings(started: list[Setting
 
 
 def test_an_operator_that_cannot_go_on_ends_with_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(_: Settings) -> None:
+    async def fail(*_: object) -> None:
         raise ApiError(0, "no credentials for the Kubernetes API server")
 
     monkeypatch.setattr(commands, "run_operator", fail)

@@ -144,7 +144,7 @@ def test_settings_reach_the_parts_as_values(file: Path) -> None:
     assert domain.subset_settle == timedelta(seconds=2)
     assert domain.drain == timedelta(seconds=5), "what is not set has the default of the domain"
     assert domain.lag == {"default": timedelta(seconds=2), "tenant-A": timedelta(seconds=30)}
-    found = providers(settings)
+    found = providers(settings.providers)
     assert found["default"].lag == timedelta(seconds=2), "the time to take data in, whatever the scrape interval"
     assert found["default"].timeout == timedelta(seconds=10)
     assert found["tenant-A"].headers == {"X-Scope-OrgID": "tenant-a"}
