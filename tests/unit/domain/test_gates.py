@@ -291,45 +291,6 @@ class TestHardCeiling:
         assert verdict({"errorRate": {"max": "50%"}}, found).reason == "HardCeiling"
 
 
-class TestOwnMetrics:
-    def judged(self, value: MetricValue | None, **kwargs: Any) -> Judgement:
-        found = evidence({"canary": counts(1)}, metrics={"failures": value} if value else {})
-        analysis = {"metrics": [{"name": "failures", "query": "q", "max": "5", "min": "1"}]}
-        return verdict(analysis, found, **kwargs)
-
-    @pytest.mark.parametrize(
-        ("value", "expected", "reason"),
-        [("5", Verdict.PASS, "WithinLimits"), ("5.1", Verdict.FAIL, "AboveMax"), ("0.5", Verdict.FAIL, "BelowMin")],
-    )
-    def test_value_against_bounds(self, value: str, expected: Verdict, reason: str) -> None:
-        judged = self.judged(MetricValue(Fraction(value), T0))
-        assert (judged.verdict, judged.reason) == (expected, reason)
-        assert judged.message == f"failures is {value} (min 1, max 5)"
-
-    @pytest.mark.parametrize(
-        ("reason", "expected"),
-        [
-            ("NoData", Verdict.INCONCLUSIVE),
-            ("NotANumber", Verdict.INCONCLUSIVE),
-            ("BadQuery", Verdict.ERROR),
-            ("ProviderError", Verdict.ERROR),
-        ],
-    )
-    def test_no_value(self, reason: str, expected: Verdict) -> None:
-        judged = self.judged(MetricValue(None, T0, problem="it says why", reason=reason))
-        assert (judged.verdict, judged.reason, judged.message) == (expected, reason, "failures: it says why")
-
-    def test_never_asked_or_too_old(self) -> None:
-        assert self.judged(None).reason == "NoData"
-        assert self.judged(MetricValue(Fraction(9), T0), since=T0).reason == "NoData"
-        assert self.judged(MetricValue(Fraction(9), T0 + INTERVAL), since=T0).verdict is Verdict.FAIL
-
-    def test_unbounded_metric_is_a_mistake(self) -> None:
-        found = evidence({}, metrics={"failures": MetricValue(Fraction(3), T0)})
-        judged = verdict({"metrics": [{"name": "failures", "query": "q"}]}, found)
-        assert (judged.verdict, judged.reason) == (Verdict.ERROR, "BadQuery")
-
-
 def test_the_worst_gate_decides_and_all_are_told() -> None:
     analysis = {**ERRORS, **LATENCY, "metrics": [{"name": "failures", "query": "q", "max": "5"}]}
     found = one(counts(200, 0, timed=50))
