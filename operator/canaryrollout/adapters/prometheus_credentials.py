@@ -143,7 +143,9 @@ def _context(provider: Provider) -> ssl.SSLContext:
     authorities = provider.ca_file or Path(DEFAULT_CA_BUNDLE_PATH)
     try:
         context = ssl.create_default_context(cafile=str(authorities))
-    except (OSError, ValueError) as error:
+    except ssl.SSLError:
+        raise _unusable("CA certificates", authorities, "it holds no certificate in PEM") from None
+    except OSError as error:
         raise _unusable("CA certificates", authorities, _reason(error)) from None
     if provider.insecure_skip_verify:
         context.check_hostname = False
@@ -163,9 +165,11 @@ def _load_client(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         context.load_cert_chain(certificate, key, password=_encrypted)
     except _Encrypted:
         raise _unusable("client key", key, "it is encrypted; the operator has no password for it") from None
-    except (OSError, ValueError) as error:
+    except ssl.SSLError as error:
+        mismatch = error.reason == "KEY_VALUES_MISMATCH"
+        reason = "they do not belong together" if mismatch else "they are not a certificate and a key in PEM"
         files = f"client certificate {certificate} with client key {key}"
-        raise QueryFailed("NoCredentials", f"{files} cannot be used: {_reason(error)}") from None
+        raise QueryFailed("NoCredentials", f"{files} cannot be used: {reason}") from None
 
 
 class _Encrypted(Exception):  # noqa: N818 - says what was found
@@ -192,12 +196,5 @@ def _unusable(what: str, path: Path, reason: str) -> QueryFailed:
     return QueryFailed("NoCredentials", f"{what} cannot be read from {path}: {reason}")
 
 
-def _reason(error: OSError | ValueError) -> str:
-    """Return what is wrong with a file, in words instead of OpenSSL's."""
-    if isinstance(error, ssl.SSLError):
-        if error.reason == "KEY_VALUES_MISMATCH":
-            return "they do not belong together"
-        return "that is not PEM, or not what is expected there" if error.reason in {None, "PEM_LIB"} else str(error)
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(error)
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
