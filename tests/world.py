@@ -11,15 +11,24 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from typing import Any
 
 from canaryrollout.adapters.istio_patch import build_patch
 from canaryrollout.adapters.istio_read import read_destination_rule, read_virtual_service, subsets_named
 from canaryrollout.api.spec import CanaryRolloutSpec
-from canaryrollout.api.status import CanaryRolloutStatus, Counts, Phase
+from canaryrollout.api.status import CanaryRolloutStatus, Condition, Counts, Phase
 from canaryrollout.domain.decide import decide
 from canaryrollout.domain.decision import Action, AddSubset, Decision, Order, RemoveSubsets, SetFinalizer, SetWeights
-from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest, Preflight, PreflightRequest
+from canaryrollout.domain.evidence import (
+    Block,
+    Evidence,
+    EvidenceRequest,
+    MetricReading,
+    MetricValue,
+    Preflight,
+    PreflightRequest,
+)
 from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.observation import (
@@ -99,6 +108,11 @@ def no_faults(version: str, weight: int, at: datetime) -> float:
     return 0.0
 
 
+def one(name: str, at: datetime) -> int | None:
+    """Return the value of a metric that never changes."""
+    return 1
+
+
 @dataclass
 class World:
     """One rollout object, its mesh, and a clock.
@@ -110,6 +124,12 @@ class World:
         ready: Ready endpoints by version; ``None`` when they cannot be read.
         error_rate: Error rate by version, weight and time.
         rps: Requests per second on the host.
+        away_since: Since when the provider does not answer.
+        found: What the provider answers before the first step, as fields of `Preflight`; ``None`` while it has not
+            answered yet.
+        restarted: Whether the operator has just started, and has no evidence at hand.
+        canary_seen: Whether the provider has any series of the canary.
+        metric: Values of the user's own queries, by name and time; ``None`` where there is no data.
         refusing: Names of objects that refuse every write of the operator.
         crash_at: Number of the write at which the operator dies.
         crash_after: Whether that write still takes effect.
@@ -121,7 +141,11 @@ class World:
     ready: dict[str, int] | None = field(default_factory=lambda: {"v1": 2, "v2": 2, "v3": 2})
     error_rate: Callable[[str, int, datetime], float] = no_faults
     rps: int = 100
-    prometheus: bool = True
+    away_since: datetime | None = None
+    found: dict[str, Any] | None = field(default_factory=dict)
+    restarted: bool = False
+    canary_seen: bool = True
+    metric: Callable[[str, datetime], int | None] = one
     api: bool = True
     claims: tuple[Claim, ...] = ()
     crash_at: int | None = None
@@ -157,6 +181,19 @@ class World:
     def reason(self) -> str:
         """Return the reason of the Ready condition."""
         return next((c.reason for c in self.state.conditions if c.type == "Ready"), "")
+
+    @property
+    def prometheus(self) -> bool:
+        """Return whether the provider answers."""
+        return self.away_since is None
+
+    @prometheus.setter
+    def prometheus(self, answers: bool) -> None:
+        self.away_since = None if answers else self.away_since or self.now
+
+    def condition(self, kind: str) -> Condition:
+        """Return a condition."""
+        return next(c for c in self.state.conditions if c.type == kind)
 
     def apply(self, **fields: Any) -> None:
         """Edit the spec as a user would."""
@@ -280,35 +317,47 @@ class World:
         return Endpoints(dict(self.ready))
 
     def _evidence(self, request: EvidenceRequest | None) -> Evidence | None:
-        if request is None:
+        if request is None or self.restarted:
             return None
-        if not self.prometheus:
-            return Evidence(request, error="connection refused", error_since=self.now)
-        until = min(self.now - timedelta(seconds=2), request.until or self.now)
+        until = min(self.now, self.away_since or self.now) - SETTINGS.lag["default"]
         blocks = []
         start = request.start
-        for end in request.ends(start, until):
+        for end in request.ends(start, min(until, request.until or until)):
             blocks.append(self._block(request, start, end))
             start = end
-        return Evidence(request, tuple(blocks))
+        metrics = {
+            query.name: tuple(self._reading(query.name, block.end) for block in blocks) for query in request.queries
+        }
+        if self.away_since is not None and (request.until is None or not blocks):
+            return Evidence(request, tuple(blocks), "connection refused", self.away_since, metrics=metrics)
+        return Evidence(request, tuple(blocks), metrics=metrics)
+
+    def _reading(self, name: str, at: datetime) -> MetricReading:
+        value = self.metric(name, at)
+        if value is None:
+            return MetricReading(at, MetricValue(None, at, "the query has no data", "NoData"))
+        return MetricReading(at, MetricValue(Fraction(value), at))
 
     def _preflight(self, request: PreflightRequest | None) -> Preflight | None:
-        if request is None:
+        if request is None or self.found is None or self.restarted:
             return None
-        if not self.prometheus:
-            return Preflight(request, error="connection refused", error_since=self.now)
-        return Preflight(request, host_series=True, versions=(request.stable,))
+        if self.away_since is not None:
+            return Preflight(request, error="connection refused", error_since=self.away_since)
+        answer: dict[str, Any] = {"host_series": True, "versions": (request.stable,)} | self.found
+        return Preflight(request, **answer)
 
     def _block(self, request: EvidenceRequest, start: datetime, end: datetime) -> Block:
         weight = next((w for at, w in reversed(self.weights) if at <= start), 0)
         requests = math.floor(self.rps * (end - start).total_seconds())
         canary, stable = round(requests * weight / 100), round(requests * (100 - weight) / 100)
+        canary = canary if self.canary_seen else 0
         rates = [self.error_rate(v, weight, start) for v in (request.canary, request.stable)]
         return Block(
             start,
             end,
             Counts(requests=canary, errors=round(canary * rates[0]), timed=canary),
             Counts(requests=stable, errors=round(stable * rates[1]), timed=stable),
+            canary_seen=self.canary_seen,
         )
 
     def _write_status(self, decision: Decision) -> None:

@@ -7,16 +7,23 @@ binomial, and a share that a weight explains only with odds of one in a thousand
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from math import exp, lgamma, log
+from math import ceil, exp, lgamma, log, log1p
 from typing import Final
 
+from canaryrollout.domain.evidence import Block
+
 CONFIDENCE: Final = 0.999
-MIN_EXPECTED: Final = 5
-"""Requests that the weight must let expect of either version before the share says anything."""
 MIN_REQUESTS_AT_LIMITS: Final = 20
-"""The same at weights 0 and 100, where one of the two expects none."""
+"""Requests before the share says anything at weights 0 and 100, where one of the two versions expects none."""
+STRETCH: Final = 4
+"""How many times as many requests it takes to overrule what all traffic says by the newest: with the fewest that say
+anything, a share of twice the weight would often pass for agreement."""
+_RARE: Final = (1 - CONFIDENCE) / 2
 
 
 class Agreement(StrEnum):
@@ -25,6 +32,29 @@ class Agreement(StrEnum):
     AGREES = "Agrees"
     CONTRADICTS = "Contradicts"
     TOO_FEW = "TooFew"
+
+
+class State(StrEnum):
+    """What is known of a weight, as status spells it."""
+
+    CONVERGED = "Converged"
+    TOO_LITTLE_TRAFFIC = "TooLittleTraffic"
+    SHARE_CONTRADICTS = "ShareContradicts"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether a weight is in effect.
+
+    Attributes:
+        state: What is known of it.
+        message: The same for people, with the numbers it is known from.
+        since: From when on the canary is judged at this weight; ``None`` while that is not decided.
+    """
+
+    state: State
+    message: str
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +78,8 @@ def agreement(canary_requests: int, stable_requests: int, weight: int) -> ShareC
         weight: The canary's weight in percent, from 0 to 100.
 
     Returns:
-        The agreement; `Agreement.TOO_FEW` while fewer than 5 requests are to be expected of either version (at weights
-        0 and 100: fewer than 20 in all).
+        The agreement; `Agreement.TOO_FEW` while even a version that got no request at all would not contradict its
+        weight, so that agreement would say nothing (at weights 0 and 100: while there are fewer than 20 requests).
 
     Raises:
         ValueError: If a count is negative or the weight is no percentage.
@@ -63,14 +93,86 @@ def agreement(canary_requests: int, stable_requests: int, weight: int) -> ShareC
             Agreement.TOO_FEW, f"{n} of at least {needed} requests to tell whether weight {weight} is in effect"
         )
     observed = f"canary had {canary_requests} of {n} requests ({100 * canary_requests / n:.1f} %) at weight {weight}"
-    rare = tail(canary_requests, n, weight / 100) <= (1 - CONFIDENCE) / 2
+    rare = tail(canary_requests, n, weight / 100) <= _RARE
     return ShareCheck(Agreement.CONTRADICTS if rare else Agreement.AGREES, observed)
 
 
 def _needed(weight: int) -> int:
     if weight in (0, 100):
         return MIN_REQUESTS_AT_LIMITS
-    return -(-MIN_EXPECTED * 100 // min(weight, 100 - weight))
+    return ceil(log(_RARE) / log1p(-min(weight, 100 - weight) / 100))
+
+
+def look(blocks: Sequence[Block], weight: int, *, start: datetime, bound: datetime | None) -> Finding:
+    """Find out since when a weight is in effect, from all traffic since it was written.
+
+    Block by block, the first of these that holds decides, so that the answer depends on the data alone and not on how
+    often somebody looked:
+
+    - All traffic so far agrees with the weight: it is in effect from the start.
+    - It contradicts the weight, but the newest stretch that is long enough to tell agrees: the proxies took the weight
+      over late, and it is in effect from the beginning of that stretch.
+    - The bound is reached: with too little traffic to tell, the weight is taken to be in effect from the start; where
+      traffic contradicts it, the canary is judged from here on all the same.
+
+    Args:
+        blocks: Blocks from ``start`` on, without gaps, oldest first.
+        weight: The canary's weight in percent.
+        start: Where the evidence of the weight begins.
+        bound: How long traffic may disagree before analysis starts anyway; ``None`` for as long as it does.
+    """
+    canary = stable = 0
+    newest = _Stretch(STRETCH * _needed(weight))
+    found = Finding(State.TOO_LITTLE_TRAFFIC, "no complete interval of data yet")
+    for block in blocks:
+        canary += block.canary.requests
+        stable += block.stable.requests
+        newest.add(block)
+        whole = agreement(canary, stable, weight)
+        if whole.agreement is Agreement.AGREES:
+            return Finding(State.CONVERGED, whole.message, start)
+        few = whole.agreement is Agreement.TOO_FEW
+        if not few and newest.suffices:
+            latest = agreement(newest.canary, newest.stable, weight)
+            if latest.agreement is Agreement.AGREES:
+                return Finding(State.CONVERGED, latest.message, newest.start)
+        late = bound is not None and block.end >= bound
+        state = State.TOO_LITTLE_TRAFFIC if few else State.SHARE_CONTRADICTS
+        found = Finding(state, whole.message, (start if few else block.end) if late else None)
+        if late:
+            break
+    return found
+
+
+class _Stretch:
+    """The newest blocks that together have enough requests, or all while there are not enough."""
+
+    def __init__(self, needed: int) -> None:
+        self._needed = needed
+        self._blocks: deque[Block] = deque()
+        self.canary = self.stable = 0
+
+    @property
+    def start(self) -> datetime:
+        return self._blocks[0].start
+
+    @property
+    def suffices(self) -> bool:
+        return self.canary + self.stable >= self._needed
+
+    def add(self, block: Block) -> None:
+        self._blocks.append(block)
+        self._count(block, 1)
+        while self.canary + self.stable - _requests(self._blocks[0]) >= self._needed:
+            self._count(self._blocks.popleft(), -1)
+
+    def _count(self, block: Block, sign: int) -> None:
+        self.canary += sign * block.canary.requests
+        self.stable += sign * block.stable.requests
+
+
+def _requests(block: Block) -> int:
+    return block.canary.requests + block.stable.requests
 
 
 def tail(successes: int, n: int, p: float) -> float:

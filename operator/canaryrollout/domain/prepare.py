@@ -2,15 +2,16 @@
 
 Make before break: the finalizer, then the subsets, then time for the mesh to learn of them, then all traffic pinned to
 stable (a route without subsets gives every ready endpoint its part, so this comes before the canary is awaited), then
-ready endpoints, then a look at how many requests reach no version without the canary; only then a weight.
+ready endpoints, then the provider's answers: that it can judge the canary at all, and how many requests reach no
+version without it; only then a weight.
 """
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from canaryrollout.api.status import Baseline, Phase
-from canaryrollout.domain import rollback, routes, steps
+from canaryrollout.api.status import Phase
+from canaryrollout.domain import preflight, rollback, routes, steps
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.first_sight import blocked
@@ -37,11 +38,12 @@ def prepare(draft: Draft) -> Decision:
         return draft.move(Phase.PREPARING, "Preparing", message, actions=(finalizer,), again=True, wake_in=wait)
     return (
         _level(draft)
+        or preflight.refuse(draft)
         or find_or_add(draft)
         or _settle(draft)
         or _pin(draft)
         or _await_endpoints(draft)
-        or _measure(draft)
+        or preflight.await_provider(draft)
         or _await_person(draft)
         or raise_to(draft, 100 if record.promote else steps.next_weight(case.spec, record.weight))
     )
@@ -140,26 +142,6 @@ def _pin(draft: Draft) -> Decision | None:
         return draft.move(Phase.BLOCKED, "StableGone", message, wake_in=draft.case.settings.poll)
     message = f"pinning {names} to {stable}, so that {draft.record.version} gets only its weight"
     return set_weights(draft, 0, Phase.PREPARING, "PinningStable", message)
-
-
-def _measure(draft: Draft) -> Decision | None:
-    """Record how many requests reach no version while the canary has none."""
-    case, record = draft.case, draft.record
-    if record.baseline is not None or record.promote:
-        return None
-    evidence = case.observation.baseline
-    if evidence is None or not evidence.blocks:
-        reason = "AwaitingBaseline" if evidence is None or not evidence.error else "ProviderError"
-        provider = case.spec.analysis.provider
-        message = f"asking provider {provider} for requests before the first step"
-        if evidence is not None and evidence.error:
-            message = f"provider {provider} does not answer, and no traffic moves without evidence: {evidence.error}"
-            draft.condition("AnalysisHealthy", "False", "ProviderError", evidence.error)
-        return draft.move(Phase.PREPARING, reason, message, wake_in=case.settings.retry)
-    block = evidence.blocks[-1]
-    seconds = round((block.end - block.start).total_seconds())
-    draft.rollout(baseline=Baseline(seconds=seconds, unreached=block.unreached))
-    return None
 
 
 def _await_person(draft: Draft) -> Decision | None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 from datetime import datetime
 
 from canaryrollout.api.quantities import format_duration
-from canaryrollout.api.spec import OnDeadline, OnNoData
+from canaryrollout.api.spec import Convergence, OnDeadline, OnNoData
 from canaryrollout.api.status import FinishedStep, Phase, Verdict
-from canaryrollout.domain import drift, rollback, steps
-from canaryrollout.domain.convergence import Agreement, agreement
+from canaryrollout.domain import convergence, drift, rollback, steps
+from canaryrollout.domain.convergence import Finding, State
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
-from canaryrollout.domain.evidence import Block, total
 from canaryrollout.domain.gates import judge
 from canaryrollout.domain.looks import grid_start, next_look
 from canaryrollout.domain.observation import Missing, Refused
+from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, seen_outage, went_away
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
-from canaryrollout.domain.results import Judgement
+from canaryrollout.domain.results import GateResult, Judgement
 from canaryrollout.domain.subsets import restore_lost
 
 
@@ -65,18 +65,34 @@ def _judge(draft: Draft) -> Judgement:
         since=record.in_effect_at,
         opening=opening.blocks if opening is not None else (),
     )
-    if evidence is None:
-        draft.condition("AnalysisHealthy", "Unknown", "AwaitingData", "no data has come in yet for this weight")
-    elif evidence.error:
-        since = f" since {evidence.error_since:%H:%M:%S} UTC" if evidence.error_since else ""
-        draft.condition("AnalysisHealthy", "False", "ProviderError", f"the provider fails{since}: {evidence.error}")
-    elif evidence.warnings:
-        draft.condition("AnalysisHealthy", "False", "PartialData", "; ".join(evidence.warnings))
-    elif judgement.verdict is Verdict.ERROR:
-        draft.condition("AnalysisHealthy", "False", judgement.reason, judgement.message)
-    else:
-        draft.condition("AnalysisHealthy", "True", "Answering", "the provider answers")
+    _show_health(draft, judgement)
+    _show_convergence(draft)
     return judgement
+
+
+def _show_health(draft: Draft, judgement: Judgement) -> None:
+    evidence = draft.case.observation.evidence
+    if _outage(draft):
+        return
+    if evidence is None:
+        draft.condition(HEALTHY, "Unknown", "AwaitingData", "no data has come in yet for this weight")
+        return
+    came_back(draft)
+    if evidence.warnings:
+        draft.condition(HEALTHY, "False", "PartialData", "; ".join(evidence.warnings))
+    elif judgement.verdict is Verdict.ERROR:
+        draft.condition(HEALTHY, "False", judgement.reason, judgement.message)
+    else:
+        provider = draft.case.spec.analysis.provider
+        draft.condition(HEALTHY, "True", "Answering", f"provider {provider} answers")
+
+
+def _outage(draft: Draft) -> str:
+    """Return why there is no new evidence, and since when; empty while the provider answers, or was not heard yet."""
+    evidence = draft.case.observation.evidence
+    if evidence is None:
+        return went_away(draft, "", None) if seen_outage(draft) is not None else ""
+    return went_away(draft, evidence.error, evidence.error_since) if evidence.error else ""
 
 
 def _unready(draft: Draft) -> Decision | None:
@@ -99,15 +115,30 @@ def _unready(draft: Draft) -> Decision | None:
 def _failed(draft: Draft, judgement: Judgement) -> Decision | None:
     if judgement.verdict is Verdict.FAIL:
         return rollback.begin(draft, "GateFailed", f"at {draft.record.weight} %: {judgement.message}")
-    record, case = draft.record, draft.case
-    if (
-        judgement.reason == "NoData"
-        and case.spec.analysis.on_no_data is OnNoData.ROLLBACK
-        and record.in_effect_at is not None
-        and case.now >= record.in_effect_at + steps.hold_of(case.spec, record.weight) + case.settings.convergence_bound
-    ):
-        return rollback.begin(draft, "NoData", f"at {record.weight} %, onNoData is Rollback: {judgement.message}")
+    silent = [gate.message for gate in judgement.gates if gate.reason == "NoData" and _forbids_silence(draft, gate)]
+    if silent:
+        message = f"at {draft.record.weight} %, onNoData is Rollback: {'; '.join(dict.fromkeys(silent))}"
+        return rollback.begin(draft, "NoData", message)
     return None
+
+
+def _forbids_silence(draft: Draft, gate: GateResult) -> bool:
+    """Return whether a gate without data takes the canary back: by its own policy, else by that of the analysis.
+
+    What was not asked yet is no answer: after a restart there is no data for a moment, of anything.
+    """
+    record, case = draft.record, draft.case
+    analysis, evidence = case.spec.analysis, case.observation.evidence
+    if evidence is None or record.in_effect_at is None:
+        return False
+    policy, asked_until = analysis.on_no_data, evidence.until
+    for metric in analysis.metrics:
+        if gate.name == f"metrics/{metric.name}":
+            policy = metric.on_no_data or policy
+            readings = evidence.metrics.get(metric.name, ())
+            asked_until = readings[-1].at if readings else evidence.request.start
+    due = record.in_effect_at + steps.hold_of(case.spec, record.weight) + case.settings.convergence_bound
+    return policy is OnNoData.ROLLBACK and asked_until >= due
 
 
 def _drifted(draft: Draft) -> Decision | None:
@@ -179,53 +210,62 @@ def _converge(draft: Draft) -> Decision | None:
     """Find out since when observed traffic agrees with the weight; until then nothing passes."""
     case, record = draft.case, draft.record
     if record.in_effect_at is not None or record.applied_at is None:
-        _show_convergence(draft)
         return None
-    start = grid_start(record.applied_at, case.settings.propagation)
     evidence = case.observation.evidence
-    blocks = evidence.blocks if evidence is not None else ()
-    since, state, message = _in_effect(blocks, record.weight, start)
-    bound = max(case.settings.convergence_bound, 3 * case.spec.analysis.interval)
-    if since is None and case.now >= start + bound:
-        since = blocks[-1].end if state == "ShareContradicts" else start
-        if state == "ShareContradicts":
-            draft.note(state, f"{message}; looking for {format_duration(bound)} did not change that", warning=True)
-    if since is not None:
-        draft.rollout(in_effect_at=since, convergence=state)
-        draft.condition("TrafficConverged", _STATUS[state], state, message)
+    required = case.spec.analysis.require_convergence is Convergence.REQUIRED
+    bound = _look_until(draft, record.applied_at)
+    found = _found(draft, record.applied_at, None if required else bound)
+    late = evidence is not None and evidence.until >= bound
+    if found.state is State.SHARE_CONTRADICTS and (late or found.since is not None):
+        looked = format_duration(bound - grid_start(record.applied_at, case.settings.propagation))
+        draft.note_once(found.state, f"{found.message}; looking for {looked} did not change that", warning=True)
+    if found.since is not None:
+        draft.rollout(in_effect_at=found.since, convergence=found.state.value)
+        draft.condition("TrafficConverged", _STATUS[found.state], found.state, found.message)
         return None
-    draft.condition("TrafficConverged", "Unknown", "Converging", message)
-    return overdue(draft, message) or draft.move(
-        _phase(draft),
-        "Converging",
-        f"waiting for traffic to show {record.weight} %: {message}",
-        wake_at=next_look(draft),
-    )
+    return _wait_for_traffic(draft, found, late=late)
 
 
-_STATUS = {"Converged": "True", "TooLittleTraffic": "Unknown", "ShareContradicts": "False"}
+def _look_until(draft: Draft, applied_at: datetime) -> datetime:
+    """Return up to when traffic may disagree with the weight before that is called a finding."""
+    case = draft.case
+    bound = max(case.settings.convergence_bound, 3 * case.spec.analysis.interval)
+    return grid_start(applied_at, case.settings.propagation) + bound
+
+
+def _found(draft: Draft, applied_at: datetime, bound: datetime | None) -> Finding:
+    evidence = draft.case.observation.evidence
+    blocks = evidence.blocks if evidence is not None else ()
+    start = grid_start(applied_at, draft.case.settings.propagation)
+    return convergence.look(blocks, draft.record.weight, start=start, bound=bound)
+
+
+def _wait_for_traffic(draft: Draft, found: Finding, *, late: bool) -> Decision:
+    """Return the wait for traffic that agrees with the weight: for a while, or for as long as it is required."""
+    weight = draft.record.weight
+    status, reason = (_STATUS[found.state], found.state.value) if late else ("Unknown", "Converging")
+    message = f"waiting for traffic to show {weight} %: {found.message}"
+    if late:
+        message = f"{draft.record.version} at {weight} %: {found.message}; analysis.requireConvergence is Required"
+    draft.condition("TrafficConverged", status, reason, found.message)
+    if outage := _outage(draft):
+        reason, message = AWAY, f"{message}; {outage}"
+    return overdue(draft, message) or draft.move(_phase(draft), reason, message, wake_at=next_look(draft))
+
+
+_STATUS = {State.CONVERGED: "True", State.TOO_LITTLE_TRAFFIC: "Unknown", State.SHARE_CONTRADICTS: "False"}
 
 
 def _show_convergence(draft: Draft) -> None:
-    state = draft.record.convergence
-    if state:
-        draft.condition("TrafficConverged", _STATUS[state], state, "")
-
-
-def _in_effect(blocks: tuple[Block, ...], weight: int, start: datetime) -> tuple[datetime | None, str, str]:
-    """Return since when the weight is in effect (``None``: not yet), the state otherwise, and the numbers."""
-    if not blocks:
-        return None, "TooLittleTraffic", "no complete interval of data yet"
-    canary, stable = total(tuple(b.canary for b in blocks)), total(tuple(b.stable for b in blocks))
-    whole = agreement(canary.requests, stable.requests, weight)
-    if whole.agreement is Agreement.AGREES:
-        return start, "Converged", whole.message
-    newest = blocks[-1]
-    latest = agreement(newest.canary.requests, newest.stable.requests, weight)
-    if whole.agreement is Agreement.CONTRADICTS and latest.agreement is Agreement.AGREES:
-        return newest.start, "Converged", latest.message
-    state = "TooLittleTraffic" if whole.agreement is Agreement.TOO_FEW else "ShareContradicts"
-    return None, state, whole.message
+    """Keep showing what was found when the weight came into effect, with the numbers of then."""
+    record = draft.record
+    if not record.convergence or record.applied_at is None:
+        return
+    state = State(record.convergence)
+    shown = next((c for c in draft.case.seen.conditions if (c.type, c.reason) == ("TrafficConverged", state)), None)
+    found = _found(draft, record.applied_at, _look_until(draft, record.applied_at)) if shown is None else None
+    message = shown.message if shown is not None else found.message if found and found.state is state else ""
+    draft.condition("TrafficConverged", _STATUS[state], state, message)
 
 
 def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
@@ -240,7 +280,10 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
     seen_until = evidence.until if evidence is not None else record.in_effect_at
     if judgement.verdict is Verdict.PASS and seen_until >= held_until:
         return None
-    waiting = f"{record.version} at {record.weight} %: {judgement.message}"
+    outage = _outage(draft)
+    waiting = f"{record.version} at {record.weight} %: {outage or judgement.message}"
+    if outage:
+        return overdue(draft, waiting) or draft.move(_phase(draft), AWAY, waiting, wake_at=next_look(draft))
     if judgement.verdict is Verdict.PASS:
         return overdue(draft, waiting) or draft.move(
             _phase(draft), "Holding", f"{waiting}; held until {held_until:%H:%M:%S} UTC", wake_at=next_look(draft)

@@ -1,11 +1,27 @@
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from math import comb
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from canaryrollout.domain.convergence import Agreement, agreement, tail
+from canaryrollout.api.status import Counts
+from canaryrollout.domain.convergence import Agreement, State, agreement, look, tail
+from canaryrollout.domain.evidence import Block
+
+START = datetime(2026, 1, 1, 12, 0, 6, tzinfo=UTC)
+BOUND = START + timedelta(seconds=30)
+
+
+def blocks(*pairs: tuple[int, int], seconds: int = 10) -> list[Block]:
+    """Return blocks from START on, with so many requests of canary and stable."""
+    edges = [START + timedelta(seconds=k * seconds) for k in range(len(pairs) + 1)]
+    return [
+        Block(edges[k], edges[k + 1], Counts(requests=canary), Counts(requests=stable))
+        for k, (canary, stable) in enumerate(pairs)
+    ]
 
 
 def exact_tail(successes: int, n: int, p: float) -> float:
@@ -28,8 +44,12 @@ def test_tail_is_the_sum_of_the_binomial_terms(n: int, p: float, data: st.DataOb
         (21, 79, 10, Agreement.AGREES),
         (300, 700, 30, Agreement.AGREES),
         (100, 900, 30, Agreement.CONTRADICTS),
-        (5, 44, 10, Agreement.TOO_FEW),
-        (5, 45, 10, Agreement.AGREES),
+        (7, 65, 10, Agreement.TOO_FEW),
+        (7, 66, 10, Agreement.AGREES),
+        (0, 72, 10, Agreement.TOO_FEW),
+        (0, 73, 10, Agreement.CONTRADICTS),  # what is enough to agree is enough to find the weight not written at all
+        (0, 10, 50, Agreement.TOO_FEW),
+        (0, 11, 50, Agreement.CONTRADICTS),
         (100_000, 900_000, 10, Agreement.AGREES),
         (101_000, 899_000, 10, Agreement.CONTRADICTS),
         (20, 0, 100, Agreement.AGREES),
@@ -57,7 +77,7 @@ def test_interval_is_the_clopper_pearson_interval() -> None:
 
 def test_message_has_the_numbers() -> None:
     assert agreement(8, 92, 10).message == "canary had 8 of 100 requests (8.0 %) at weight 10"
-    assert agreement(1, 2, 10).message == "3 of at least 50 requests to tell whether weight 10 is in effect"
+    assert agreement(1, 2, 10).message == "3 of at least 73 requests to tell whether weight 10 is in effect"
 
 
 @given(st.integers(0, 2_000), st.integers(0, 2_000), st.integers(0, 100))
@@ -82,3 +102,54 @@ def test_a_million_requests_take_no_time() -> None:
 def test_nonsense_is_refused(canary: int, stable: int, weight: int) -> None:
     with pytest.raises(ValueError, match="no counts and weight"):
         agreement(canary, stable, weight)
+
+
+class TestLook:
+    """Since when a weight is in effect."""
+
+    def test_traffic_that_agrees_counts_from_the_start(self) -> None:
+        found = look(blocks((3, 30), (12, 100)), 10, start=START, bound=BOUND)
+        assert (found.state, found.since) == (State.CONVERGED, START)
+        assert found.message == "canary had 15 of 145 requests (10.3 %) at weight 10"
+
+    def test_proxies_that_are_late_delay_it(self) -> None:
+        found = look(blocks((0, 1000), (100, 900)), 10, start=START, bound=BOUND)
+        assert (found.state, found.since) == (State.CONVERGED, START + timedelta(seconds=10))
+        assert found.message == "canary had 100 of 1000 requests (10.0 %) at weight 10"
+
+    def test_a_few_requests_do_not_overrule_a_thousand(self) -> None:
+        """Share 20 % at weight 10 for as long as there was traffic, then a trickle that may be anything."""
+        found = look(blocks((200, 800), (10, 70)), 10, start=START, bound=BOUND)
+        assert (found.state, found.since) == (State.SHARE_CONTRADICTS, None)
+
+    def test_too_little_traffic_counts_from_the_start_once_the_bound_is_reached(self) -> None:
+        few = blocks((1, 9), (0, 10), (2, 8))
+        assert look(few[:2], 10, start=START, bound=BOUND).since is None
+        found = look(few, 10, start=START, bound=BOUND)
+        assert (found.state, found.since) == (State.TOO_LITTLE_TRAFFIC, START)
+        assert found.message == "30 of at least 73 requests to tell whether weight 10 is in effect"
+
+    def test_a_share_that_contradicts_for_long_is_judged_from_the_bound_on(self) -> None:
+        found = look(blocks(*[(600, 400)] * 5), 10, start=START, bound=BOUND)
+        assert (found.state, found.since) == (State.SHARE_CONTRADICTS, BOUND)
+        assert found.message == "canary had 1800 of 3000 requests (60.0 %) at weight 10"
+
+    def test_no_data_is_no_traffic_only_once_it_was_counted(self) -> None:
+        assert look((), 10, start=START, bound=BOUND).since is None
+
+    @pytest.mark.parametrize("pairs", [[(600, 400)] * 60, [(0, 1)] * 60])
+    def test_without_a_bound_it_is_looked_for_on_and_on(self, pairs: list[tuple[int, int]]) -> None:
+        assert look(blocks(*pairs), 10, start=START, bound=None).since is None
+        healed = look(blocks(*pairs, (100, 900)), 10, start=START, bound=None)
+        since = START if pairs[0] == (0, 1) else START + timedelta(seconds=600)
+        assert (healed.state, healed.since) == (State.CONVERGED, since)
+
+    @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 400)), max_size=12), st.sampled_from([10, 50, 100]))
+    def test_who_looks_seldom_finds_what_who_looks_always_found(
+        self, pairs: Sequence[tuple[int, int]], weight: int
+    ) -> None:
+        """A restart, or a provider that was away, changes nothing."""
+        seen = blocks(*pairs)
+        whole = look(seen, weight, start=START, bound=BOUND)
+        looks = [look(seen[:k], weight, start=START, bound=BOUND) for k in range(len(seen) + 1)]
+        assert next((found for found in looks if found.since is not None), looks[-1]) == whole

@@ -105,7 +105,7 @@ class TestPreparing:
         assert world.run(10).share("v2") == 10
 
     def test_no_traffic_moves_while_the_provider_is_away(self) -> None:
-        world = World(prometheus=False).run(120)
+        world = World(away_since=START).run(120)
         assert (world.phase, world.reason) == (Phase.PREPARING, "ProviderError")
         assert world.share("v2") == 0
         world.prometheus = True
