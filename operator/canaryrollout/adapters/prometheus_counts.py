@@ -2,9 +2,8 @@
 
 Pure, like the queries whose answers it reads. The rules are those of Istio's standard metrics:
 
-- an error is a response code 5xx, or for gRPC a status that blames the server: UNKNOWN 2, DEADLINE_EXCEEDED 4,
-  UNIMPLEMENTED 12, INTERNAL 13, UNAVAILABLE 14, DATA_LOSS 15. A client that went away (code 0, flag DC) is a request
-  and no error;
+- an error is a response code 5xx, or for gRPC a status that blames the server, as the request says which do. A client
+  that went away (code 0, flag DC) is a request and no error, whatever status was written down for it;
 - a request reached no version when the row has no version and the mesh itself answered: no healthy upstream (UH), a
   failed connection (UF), no such cluster (NC; most proxies name no host there, and then it cannot be seen from here).
   Where a connection to a known endpoint failed, the row has that endpoint's version, and counts as its error. Other
@@ -15,18 +14,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, Final
 
-from canaryrollout.adapters.prometheus_queries import KIND, UNKNOWN_VERSIONS, Labels
+from canaryrollout.adapters.prometheus_queries import KIND, UNKNOWN_VERSIONS, Labels, edges_like
 from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.status import Counts
 from canaryrollout.domain.evidence import NO_COUNTS, Block, EvidenceRequest, MetricValue
 
-GRPC_SERVER_FAULTS: Final = frozenset({"2", "4", "12", "13", "14", "15"})
+CLIENT_GONE: Final = "DC"
 UNREACHED_FLAGS: Final = frozenset({"UH", "UF", "NC"})
 
 
@@ -69,6 +69,36 @@ def rows_of(result_type: str, result: Any) -> Rows:
     return rows
 
 
+def rows_by_host(result_type: str, result: Any, label: str) -> Mapping[str, Rows | BadAnswer]:
+    """Sort the series of a vector or matrix by host and time.
+
+    One host's series that cannot be read leave those of the others alone.
+
+    Args:
+        result_type: Type of the result, as Prometheus names it.
+        result: The result.
+        label: The label that holds the host.
+
+    Raises:
+        BadAnswer: If it is neither, or a series does not say whose it is.
+    """
+    if result_type not in {"vector", "matrix"} or not isinstance(result, list):
+        raise BadAnswer(f"expected series, got a {result_type}")
+    series: dict[str, list[Any]] = defaultdict(list)
+    for one in result:
+        labels = one.get("metric") if isinstance(one, dict) else None
+        if not isinstance(labels, dict):
+            raise BadAnswer(f"expected series, got {str(one)[:80]}")
+        series[str(labels.get(label, ""))].append(one)
+    found: dict[str, Rows | BadAnswer] = {}
+    for host, own in series.items():
+        try:
+            found[host] = rows_of(result_type, own)
+        except BadAnswer as error:
+            found[host] = error
+    return found
+
+
 @dataclass(slots=True)
 class _Tally:
     """Counts of one version under way."""
@@ -83,7 +113,13 @@ class _Tally:
         if not (self.requests or self.timed):
             return NO_COUNTS
         slow = min(max(self.timed - self.within, 0), self.timed)
-        return Counts(requests=self.requests, errors=self.errors, timed=self.timed, slow=slow)
+        return _counts(self.requests, self.errors, self.timed, slow)
+
+
+@lru_cache(maxsize=4096)
+def _counts(requests: int, errors: int, timed: int, slow: int) -> Counts:
+    """Return counts that blocks with the same numbers share: a long step has thousands of blocks."""
+    return Counts(requests=requests, errors=errors, timed=timed, slow=slow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +141,10 @@ class Reading:
 class _Reader:
     """Adds the rows of one block up."""
 
-    request: EvidenceRequest
     labels: Labels
-    tallies: dict[str, _Tally] = field(default_factory=dict)
+    tallies: dict[str, _Tally]
+    faults: frozenset[str]
+    edges: frozenset[str]
     unreached: int = 0
     notes: list[str] = field(default_factory=list)
     timed_rows: int = 0
@@ -124,7 +161,7 @@ class _Reader:
             if tally is not None:
                 tally.seen = True
                 tally.requests += count
-                tally.errors += count if is_error(row.labels) else 0
+                tally.errors += count if is_error(row.labels, self.faults) else 0
             elif is_unreached(row.labels, self.labels):
                 self.unreached += count
 
@@ -133,10 +170,11 @@ class _Reader:
             tally = self.tally(row)
             if tally is None:
                 continue
-            if row.labels.get("le"):
+            edge = row.labels.get("le")
+            if edge in self.edges:
                 self.edge_rows += 1
                 tally.within += count
-            else:
+            elif not edge:
                 self.timed_rows += 1
                 tally.timed += count
 
@@ -165,21 +203,32 @@ class _Reader:
 
 
 def read_block(
-    request: EvidenceRequest, labels: Labels, end: datetime, requests: Iterable[Row], durations: Iterable[Row]
+    request: EvidenceRequest,
+    labels: Labels,
+    start: datetime,
+    end: datetime,
+    requests: Iterable[Row],
+    durations: Iterable[Row],
 ) -> Reading:
-    """Read the block that ends at ``end``.
+    """Read the block between two times.
 
     Args:
         request: What was asked.
         labels: How the provider's metrics are labeled.
+        start: The block's start.
         end: The block's end, the evaluation time of both answers.
-        requests: Rows of `requests_query` at that time.
-        durations: Rows of `durations_query` at that time; none where latency is not judged.
+        requests: The host's rows of `requests_query` at that time.
+        durations: The host's rows of `durations_query` at that time; none where latency is not judged.
 
     Returns:
         The block and remarks on it.
     """
-    reader = _Reader(request, labels, {version: _Tally() for version in (request.stable, request.canary)})
+    reader = _Reader(
+        labels,
+        {version: _Tally() for version in (request.stable, request.canary)},
+        faults=frozenset(str(status) for status in request.server_faults),
+        edges=frozenset(edges_like(request.slow_above)) if request.slow_above is not None else frozenset(),
+    )
     reader.add_requests(requests)
     reader.add_durations(durations)
     lacks_edge = reader.timed_rows > 0 and reader.edge_rows == 0
@@ -188,7 +237,7 @@ def read_block(
         for tally in (canary, stable):
             tally.timed = 0
     block = Block(
-        start=end - request.interval,
+        start=start,
         end=end,
         canary=canary.counts(),
         stable=stable.counts(),
@@ -199,10 +248,17 @@ def read_block(
     return Reading(block, tuple(reader.notes), lacks_edge)
 
 
-def is_error(labels: Mapping[str, str]) -> bool:
-    """Tell whether requests of a row failed by the server's fault."""
+def is_error(labels: Mapping[str, str], faults: Collection[str]) -> bool:
+    """Tell whether requests of a row failed by the server's fault.
+
+    Args:
+        labels: The row's labels.
+        faults: gRPC statuses that blame the server.
+    """
     code = labels.get("response_code", "")
-    return (len(code) == 3 and code.startswith("5")) or labels.get("grpc_response_status", "") in GRPC_SERVER_FAULTS
+    if code == "0" and CLIENT_GONE in labels.get("response_flags", "").split(","):
+        return False
+    return (len(code) == 3 and code.startswith("5")) or labels.get("grpc_response_status", "") in faults
 
 
 def is_unreached(row: Mapping[str, str], labels: Labels) -> bool:

@@ -16,13 +16,14 @@ their counts add up to the difference of the outer ends. The value at a block's 
 that no longer scrapes must look like missing data and not like a canary without errors.
 
 Each query returns all of this at once, told apart by the label ``kind``: ``known``, ``new``, ``reset`` and ``start``
-(how many series the service had at the block's start).
+(how many series the service had at the block's start). It asks about one host or about many, whose rows are told apart
+by the service label: rollouts whose blocks begin and end together are counted by the same few queries.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -72,8 +73,8 @@ def any_of(values: tuple[str, ...]) -> str:
 
 
 def milliseconds(value: timedelta) -> str:
-    """Spell a duration for PromQL without rounding to seconds."""
-    return f"{round(value / timedelta(milliseconds=1))}ms"
+    """Spell a duration for PromQL without rounding to seconds, and never as nothing."""
+    return f"{max(round(value / timedelta(milliseconds=1)), 1)}ms"
 
 
 def edges_like(threshold: timedelta) -> tuple[str, ...]:
@@ -83,40 +84,55 @@ def edges_like(threshold: timedelta) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in spellings if float(text) == number))
 
 
-def requests_query(request: EvidenceRequest, labels: Labels, scrape_interval: timedelta) -> str:
-    """Return the query for requests of both versions, and of no version, in the block that ends at evaluation time.
+def requests_query(
+    requests: Sequence[EvidenceRequest], window: timedelta, labels: Labels, scrape_interval: timedelta
+) -> str:
+    """Return the query for requests of all versions asked about, and of none, in the block that ends at evaluation.
 
-    Rows are labeled with the version, ``response_code``, ``response_flags``, ``grpc_response_status`` and ``kind``.
+    Rows are labeled with host, version, ``response_code``, ``response_flags``, ``grpc_response_status`` and ``kind``.
+
+    Args:
+        requests: Whose hosts and versions to count; one or many, so that many rollouts cost one query.
+        window: Length of the block.
+        labels: How the provider's metrics are labeled.
+        scrape_interval: How often the provider scrapes.
     """
-    versions = any_of((request.stable, request.canary, *UNKNOWN_VERSIONS))
-    selector = f"{REQUESTS}{{{_service(request, labels)},{labels.version}=~{versions}}}"
-    by = (labels.version, "response_code", "response_flags", "grpc_response_status")
-    start = f"{REQUESTS}{{{_service(request, labels)}}}"
-    return _counts(selector, start, by, request.interval, scrape_interval)
+    versions = any_of((*_versions(requests), *UNKNOWN_VERSIONS))
+    services = _services(requests, labels)
+    selector = f"{REQUESTS}{{{services},{labels.version}=~{versions}}}"
+    by = (labels.service, labels.version, "response_code", "response_flags", "grpc_response_status")
+    return _counts(selector, f"{REQUESTS}{{{services}}}", by, window, scrape_interval)
 
 
-def durations_query(request: EvidenceRequest, labels: Labels, scrape_interval: timedelta) -> str:
-    """Return the query for timed requests (rows without ``le``) and those within the threshold (rows with ``le``).
+def durations_query(
+    requests: Sequence[EvidenceRequest], window: timedelta, labels: Labels, scrape_interval: timedelta
+) -> str:
+    """Return the query for timed requests (rows without ``le``) and those within a threshold (rows with ``le``).
 
     Both come from the same histogram, hence from the same scrapes: the counter of requests runs ahead of it.
 
     Raises:
-        ValueError: If the request has no latency threshold.
+        ValueError: If a request has no latency threshold.
     """
-    if request.slow_above is None:
+    thresholds = sorted({request.slow_above for request in requests if request.slow_above is not None})
+    if not thresholds or any(request.slow_above is None for request in requests):
         raise ValueError("the request has no latency threshold")
-    versions = any_of((request.stable, request.canary))
     names = any_of((f"{DURATION}_count", f"{DURATION}_bucket"))
-    edges = any_of((*edges_like(request.slow_above), ""))
-    service = _service(request, labels)
-    selector = f"{{__name__=~{names},{service},{labels.version}=~{versions},le=~{edges}}}"
-    start = f"{DURATION}_count{{{service}}}"
-    return _counts(selector, start, (labels.version, "le"), request.interval, scrape_interval)
+    edges = any_of((*(edge for threshold in thresholds for edge in edges_like(threshold)), ""))
+    services, versions = _services(requests, labels), any_of(_versions(requests))
+    selector = f"{{__name__=~{names},{services},{labels.version}=~{versions},le=~{edges}}}"
+    by = (labels.service, labels.version, "le")
+    return _counts(selector, f"{DURATION}_count{{{services}}}", by, window, scrape_interval)
 
 
-def edges_query(request: EvidenceRequest, labels: Labels) -> str:
-    """Return the query for the bucket edges that the service's latency histogram has."""
-    return f"count by (le) ({DURATION}_bucket{{{_service(request, labels)}}})"
+def edges_query(host: str, labels: Labels) -> str:
+    """Return the query for the bucket edges that the host's latency histogram has."""
+    return f"count by (le) ({DURATION}_bucket{{{_services_named((host,), labels)}}})"
+
+
+def versions_query(host: str, labels: Labels) -> str:
+    """Return the query for the versions of a host that have series of requests."""
+    return f"count by ({labels.version}) ({REQUESTS}{{{_services_named((host,), labels)}}})"
 
 
 def own_query(text: str, request: EvidenceRequest) -> str:
@@ -142,8 +158,18 @@ def own_query(text: str, request: EvidenceRequest) -> str:
     return _VARIABLE.sub(lambda match: values[match[1]], text)
 
 
-def _service(request: EvidenceRequest, labels: Labels) -> str:
-    return f"reporter={quoted(labels.reporter)},{labels.service}={quoted(request.host)}"
+def _versions(requests: Sequence[EvidenceRequest]) -> tuple[str, ...]:
+    """Return all versions asked about; where there is one request, stable comes first."""
+    return tuple(dict.fromkeys(version for request in requests for version in (request.stable, request.canary)))
+
+
+def _services(requests: Sequence[EvidenceRequest], labels: Labels) -> str:
+    return _services_named(tuple(dict.fromkeys(request.host for request in requests)), labels)
+
+
+def _services_named(hosts: tuple[str, ...], labels: Labels) -> str:
+    service = f"={quoted(hosts[0])}" if len(hosts) == 1 else f"=~{any_of(hosts)}"
+    return f"reporter={quoted(labels.reporter)},{labels.service}{service}"
 
 
 def _counts(selector: str, start: str, by: tuple[str, ...], window: timedelta, scrape_interval: timedelta) -> str:
@@ -158,7 +184,7 @@ def _counts(selector: str, start: str, by: tuple[str, ...], window: timedelta, s
             _kind("known", f"{group} (clamp_min({end} - {begin}, 0))"),
             _kind("new", f"{group} ({end} unless {begin})"),
             _kind("reset", f"{group} (({end} < {begin}) + clamp_min({peak} - {begin}, 0))"),
-            _kind("start", f"count(last_over_time({start}[{history}] offset {length}))"),
+            _kind("start", f"count by ({by[0]}) (last_over_time({start}[{history}] offset {length}))"),
         )
     )
 
