@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from canaryrollout.cli.offline import crd, version
+from canaryrollout.cli.simulate import simulate
 from canaryrollout.shell.commands import run
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(version)
 app.command()(crd)
+app.command()(simulate)
 
 
 def main() -> None:

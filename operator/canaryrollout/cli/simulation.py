@@ -19,11 +19,48 @@ from typing import Final
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import Verdict
 from canaryrollout.cli.imagined import ImaginedRollout, Moment, Outcome
-from canaryrollout.cli.traffic import ImaginedProvider, Traffic
+from canaryrollout.cli.manifest import Manifest
+from canaryrollout.cli.traffic import ImaginedProvider, Traffic, Version
 
 START: Final = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 CHUNK: Final = 10
 _Z95: Final = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What somebody wants to know.
+
+    Attributes:
+        manifest: The rollout.
+        stable: What is true of the version that serves.
+        rps: Requests per second to both versions together.
+        runs: Rollouts of each canary.
+        seed: Chooses the random numbers.
+        bursts: Squared coefficient of variation of the rates, see `Traffic`.
+        lag: How far behind the present the provider's data is.
+    """
+
+    manifest: Manifest
+    stable: Version
+    rps: float
+    runs: int
+    seed: int
+    bursts: float
+    lag: timedelta
+
+    def about(self, canary: Version) -> Scenario:
+        """Return what is simulated for one canary."""
+        spec = self.manifest.spec
+        serving = spec.initial_stable_version or "stable"
+        return Scenario(
+            spec,
+            serving if serving != spec.version else f"{serving}-before",
+            self.manifest.namespace,
+            Traffic(self.rps, self.stable, canary, self.bursts),
+            self.lag,
+            self.seed,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +89,7 @@ class Run:
     """How one rollout went.
 
     Attributes:
+        number: Which run of its scenario it is.
         outcome: How it ended.
         weight: The canary's weight when it ended, in percent.
         seconds: From its start to its end.
@@ -62,6 +100,7 @@ class Run:
         waits: Seconds by weight and reason.
     """
 
+    number: int
     outcome: Outcome
     weight: int
     seconds: float
@@ -144,7 +183,8 @@ def replay(scenario: Scenario, number: int, *, judged: bool = False) -> tuple[Im
         judged: Whether the moments hold what the gates said.
     """
     rng = Random(f"{scenario.seed}/{number}")  # noqa: S311 - a simulation, repeatable on purpose
-    rollout = ImaginedRollout(scenario.spec, scenario.stable, scenario.namespace, START, scenario.lag, judged=judged)
+    start = START + rng.random() * scenario.spec.analysis.interval
+    rollout = ImaginedRollout(scenario.spec, scenario.stable, scenario.namespace, start, scenario.lag, judged=judged)
     provider = ImaginedProvider(scenario.traffic, scenario.spec, scenario.lag, rng)
     while rollout.ended is None:
         weight = rollout.weight
@@ -161,9 +201,10 @@ def play(scenario: Scenario, number: int) -> Run:
     end = moments[-1].time
     first = next((moment.time for moment in moments if moment.weight), end)
     return Run(
+        number=number,
         outcome=rollout.outcome,
         weight=rollout.ended.weight or 0 if rollout.ended else 0,
-        seconds=(end - START).total_seconds(),
+        seconds=(end - moments[0].time).total_seconds(),
         exposed=(end - first).total_seconds(),
         gates=tuple(gate.name for gate in rollout.status.gates if gate.verdict is Verdict.FAIL),
         hurt=_beyond(provider.canary.errors, traffic.canary.errors, traffic.stable.errors),
