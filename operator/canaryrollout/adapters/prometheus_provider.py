@@ -98,7 +98,7 @@ class Provider:
     service_label: str = "destination_service"
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     header_files: Mapping[str, Path] = field(default_factory=dict)
-    query_parameters: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    query_parameters: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, repr=False)
     bearer_token_file: Path | None = None
     basic_auth: BasicAuth | None = None
     ca_file: Path | None = None

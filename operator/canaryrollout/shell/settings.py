@@ -270,8 +270,14 @@ def _explained(details: Any) -> str:
     problem = str(details.get("ctx", {}).get("error") or details["msg"])
     problem = problem[:1].lower() + problem[1:] if problem[:2].istitle() else problem
     variable_ = f"(environment variable {variable(*path)})"
-    value = details["input"]
-    if isinstance(value, dict) or not _HIDDEN.isdisjoint(path):
-        return f"{name}: {problem} {variable_}"
-    shown = without_secrets(value) if path[-1] == "url" and isinstance(value, str) else value
-    return f"{name} is {shown!r}: {problem} {variable_}"
+    return f"{name}{_shown(path, details['input'])}: {problem} {variable_}"
+
+
+def _shown(path: list[str], value: object) -> str:
+    """Return the words that repeat what was set; none where that may be a secret, or hold one."""
+    of_a_provider = path[0] == "providers"
+    if isinstance(value, dict | list) or (of_a_provider and (len(path) < 3 or not _HIDDEN.isdisjoint(path[2:]))):
+        return ""
+    if of_a_provider and path[2] == "url" and isinstance(value, str):
+        value = without_secrets(value)
+    return f" is {value!r}"

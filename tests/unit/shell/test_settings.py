@@ -1,8 +1,11 @@
+import traceback
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from canaryrollout.adapters.prometheus_provider import BasicAuth, CustomQueries, Provider
 from canaryrollout.shell.main import domain_settings, engine_settings, lease_settings, providers
 from canaryrollout.shell.settings import (
     LogFormat,
@@ -152,6 +155,210 @@ def test_settings_reach_the_parts_as_values(file: Path) -> None:
 
 def test_headers_are_not_shown_where_settings_are(file: Path) -> None:
     assert "tenant-a" not in repr(load(file, {}))
+
+
+EVERYTHING = """
+providers:
+  tenant_A:
+    url: https://mimir.example.com/prometheus/
+    timeout: 20s
+    scrapeInterval: 30s
+    lag: 45s
+    concurrency: 8
+    reporter: destination
+    versionLabel: destination_canonical_revision
+    serviceLabel: destination_service_name
+    headers: {X-Scope-OrgID: "shop|pay"}
+    headerFiles: {X-Api-Key: /creds/api-key}
+    queryParameters: {dedup: true, max_source_resolution: 0, "replicaLabels[]": [replica, zone], partial_response: "no"}
+    basicAuth: {usernameFile: /creds/username, passwordFile: /creds/password}
+    caFile: /creds/ca.crt
+    clientCertFile: /creds/tls.crt
+    clientKeyFile: /creds/tls.key
+    namespaces: [shop, "team-*"]
+    customQueries: NamespaceEnforced
+    namespaceLabel: destination_service_namespace
+"""
+
+
+def test_everything_about_a_provider_reaches_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(EVERYTHING)
+    settings = load(path, {})
+    found = providers(settings.providers)["tenant_A"]
+    expected = Provider(
+        name="tenant_A",
+        url="https://mimir.example.com/prometheus/",
+        timeout=timedelta(seconds=20),
+        scrape_interval=timedelta(seconds=30),
+        lag=timedelta(seconds=45),
+        concurrency=8,
+        reporter="destination",
+        version_label="destination_canonical_revision",
+        service_label="destination_service_name",
+        headers={"X-Scope-OrgID": "shop|pay"},
+        header_files={"X-Api-Key": Path("/creds/api-key")},
+        query_parameters={
+            "dedup": "true",
+            "max_source_resolution": "0",
+            "replicaLabels[]": ("replica", "zone"),
+            "partial_response": "no",
+        },
+        basic_auth=BasicAuth(Path("/creds/password"), username_file=Path("/creds/username")),
+        ca_file=Path("/creds/ca.crt"),
+        client_cert_file=Path("/creds/tls.crt"),
+        client_key_file=Path("/creds/tls.key"),
+        namespaces=("shop", "team-*"),
+        custom_queries=CustomQueries.NAMESPACE_ENFORCED,
+        namespace_label="destination_service_namespace",
+    )
+    assert found == expected
+    changed = {field.name for field in fields(Provider) if getattr(found, field.name) != getattr(PLAIN, field.name)}
+    left = {"bearer_token_file", "insecure_skip_verify"}  # these exclude others
+    assert changed == {field.name for field in fields(Provider)} - left, "the example has every setting"
+    assert found.credentials == ("client certificate", "basic auth", "headers")
+
+
+PLAIN = Provider("default", "http://p")
+
+
+def test_a_provider_is_what_its_documentation_says_where_nothing_is_set() -> None:
+    found = load(None, {"providers": {"default": {"url": "http://p"}}}).providers["default"].provider("default")
+    assert found == replace(PLAIN, lag=timedelta(seconds=2))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "served", "refused"),
+    [
+        ((), ["shop", "kube-system"], []),
+        (("shop", "team-*"), ["shop", "team-a", "team-"], ["shops", "a-team-a", "team", ""]),
+        (("*",), ["shop"], []),
+    ],
+)
+def test_a_provider_serves_the_namespaces_it_is_for(
+    patterns: tuple[str, ...], served: list[str], refused: list[str]
+) -> None:
+    provider = replace(PLAIN, namespaces=patterns)
+    assert all(provider.serves(namespace) for namespace in served)
+    assert not any(provider.serves(namespace) for namespace in refused)
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        (
+            "{url: 'http://p', bearerTokenFile: /t, basicAuth: {username: u, passwordFile: /p}}",
+            "bearerTokenFile and basicAuth are set, but a request carries only one of them; leave one",
+        ),
+        (
+            "{url: 'http://p', bearerTokenFile: /t, headers: {authorization: x}}",
+            "bearerTokenFile and the header Authorization are set",
+        ),
+        ("{url: 'https://p', clientCertFile: /c}", "clientCertFile has no clientKeyFile; set it"),
+        ("{url: 'https://p', clientKeyFile: /k}", "clientKeyFile has no clientCertFile; set it"),
+        ("{url: 'http://p', caFile: /c}", "caFile would have no effect, because url begins with http://"),
+        (
+            "{url: 'https://p', caFile: /c, insecureSkipVerify: true}",
+            "insecureSkipVerify accepts whatever certificate is shown",
+        ),
+        ("{url: 'http://p', headers: {X-A: a}, headerFiles: {x-a: /a}}", "the header x-a is set twice"),
+        ("{url: 'http://p', headers: {'X A': a}}", "'X A' is no name of a header"),
+        ("{url: 'http://p', headers: {Host: a}}", "the header Host is what the operator sets itself"),
+        ('{url: "http://p", headers: {X-A: "a\\nb"}}', "headers.X-A has to be one line of printable ASCII"),
+        ("{url: 'http://p', queryParameters: {query: up}}", "queryParameters.query is what the operator sets itself"),
+        (
+            "{url: 'http://p', basicAuth: {passwordFile: /p}}",
+            "providers.my_default.basicAuth: set one of username and usernameFile",
+        ),
+        ("{url: 'http://p', basicAuth: {username: 'a:b', passwordFile: /p}}", "must not hold a colon"),
+        ("{url: 'http://p', basicAuth: {username: a}}", "providers.my_default.basicAuth.passwordFile is missing"),
+        ("{url: 'http://p?a=b'}", "put them into queryParameters"),
+        ("{url: 'http://p/api/v1/'}", "leave /api/v1 out"),
+        ("{url: 'http:///p'}", "write it as http://prometheus.istio-system:9090"),
+        ("{url: 'http://p', namespaces: [Shop]}", "'Shop' is no name of a namespace"),
+        ("{url: 'http://p', timeout: 0s}", "write something between 10ms and 10m"),
+        ("{url: 'http://p', lag: 1h}", "no verdict can wait that long"),
+        ("{url: 'http://p', concurrency: 100}", "providers.my_default.concurrency is 100"),
+        ("{url: 'http://p', customQueries: Maybe}", "'Allowed', 'Forbidden' or 'NamespaceEnforced'"),
+        ("{url: 'http://p', namespaceLabel: a-b}", "providers.my_default.namespaceLabel is 'a-b'"),
+        (
+            "{url: 'http://p', bearerToken: abc}",
+            "providers.my_default.bearerToken is not a setting; write bearerTokenFile",
+        ),
+    ],
+)
+def test_a_provider_that_makes_no_sense_is_refused_with_what_would_be_right(
+    tmp_path: Path, provider: str, message: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"providers: {{my_default: {provider}}}")
+    with pytest.raises(SettingsError) as caught:
+        load(path, {})
+    assert message in str(caught.value)
+
+
+def test_all_that_is_wrong_with_a_provider_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("providers: {a: {url: 'http://p', caFile: /c, clientKeyFile: /k, queryParameters: {step: 1}}}")
+    with pytest.raises(SettingsError) as caught:
+        load(path, {})
+    for part in ("caFile and clientKeyFile would have no effect", "clientKeyFile has no", "queryParameters.step"):
+        assert part in str(caught.value)
+
+
+SECRET = "canary-5d0e"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"providers: {{a: {{url: 'https://user:{SECRET}@p'}}}}",
+        f"providers: {{a: {{url: 'https://p?key={SECRET}'}}}}",
+        f"providers: {{a: {{url: 'ftp://user:{SECRET}@p'}}}}",
+        f"providers: {{a: {{url: 'user:{SECRET}@p:9090'}}}}",
+        f"providers: {{a: {{url: 'http://p', headers: {{X-Key: [{SECRET}]}}}}}}",
+        f"providers: {{a: {{url: 'http://p', headers: {{X-Key: '{SECRET}'}}, caFile: /c}}}}",
+        f"providers: {{a: {{url: 'http://p', headers: '{SECRET}'}}}}",
+        f"providers: {{a: {{url: 'http://p', queryParameters: {{key: {{a: {SECRET}}}}}}}}}",
+        f"providers: {{a: {{url: 'http://p', basicAuth: 'user:{SECRET}'}}}}",
+        f"providers: {{a: {{url: 'http://p', basicAuth: {{username: a, password: {SECRET}}}}}}}",
+        f"providers: {{a: {{url: 'http://p', bearerToken: {SECRET}}}}}",
+        f"providers: {{a: {{headers: {{X-Key: '{SECRET}}}}}}}",
+        f"providers: {{a: {{headers: {{X-Key: {SECRET}: x}}}}}}\n\t- b",
+        f"providers: ['http://user:{SECRET}@p']",
+        f"providers: 'http://user:{SECRET}@p'",
+        f"providers: {{a: 'http://user:{SECRET}@p'}}",
+    ],
+)
+def test_what_may_be_secret_is_not_repeated_in_messages(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load(path, {})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("value", [f'{{"a": {SECRET}', f'["http://user:{SECRET}@p"]', f'{{"a": "{SECRET}"}}'])
+def test_variables_with_secrets_are_not_repeated_in_messages(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("CANARYROLLOUT_PROVIDERS", value)
+    with pytest.raises(SettingsError) as caught:
+        load(None, {})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_secrets_are_not_shown_where_settings_are() -> None:
+    provider = {"url": "http://p", "headers": {"X-Key": SECRET}, "query_parameters": {"key": SECRET}}
+    settings = load(None, {"providers": {"a": provider}})
+    assert SECRET not in repr(settings)
+    assert SECRET not in repr(providers(settings.providers))
+
+
+def test_a_provider_can_be_defined_by_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARYROLLOUT_PROVIDERS__DEFAULT__URL", "https://p")
+    monkeypatch.setenv("CANARYROLLOUT_PROVIDERS__DEFAULT__CA_FILE", "/ca.crt")
+    monkeypatch.setenv("CANARYROLLOUT_PROVIDERS__DEFAULT__NAMESPACES", '["shop"]')
+    provider = load(None, {}).providers["default"]
+    assert (provider.url, provider.ca_file, provider.namespaces) == ("https://p", Path("/ca.crt"), ("shop",))
 
 
 def test_every_setting_has_a_variable_of_its_own() -> None:
