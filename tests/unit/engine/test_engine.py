@@ -9,9 +9,10 @@ from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Change, ChangeKind, Phase
 from canaryrollout.domain.decision import Decision, Needs
 from canaryrollout.domain.observation import Observation
+from canaryrollout.engine.core import Core
 from canaryrollout.engine.ports import NotLeading, Rollout
 from canaryrollout.engine.settings import EngineSettings
-from tests.unit.engine.fakes import EPOCH, SPEC, Running, World, engine, rollout
+from tests.unit.engine.fakes import EPOCH, SPEC, Running, World, core, engine, rollout
 
 pytestmark = pytest.mark.looptime
 
@@ -202,3 +203,37 @@ async def test_it_says_when_it_is_stuck(world: World) -> None:
         assert subject.stuck() == ""
         await asyncio.sleep(2)
         assert "has waited" in subject.stuck()
+
+
+async def test_other_functions_decide_from_the_next_pass_on_and_at_once_where_something_is_under_way(
+    world: World,
+) -> None:
+    world.delays = {"observe": 1}
+    decided: list[tuple[str, str, float]] = []
+
+    def by(who: str) -> Core:
+        def decide(
+            spec: CanaryRolloutSpec, status: CanaryRolloutStatus, observation: Observation, now: datetime
+        ) -> Decision:
+            decided.append((who, observation.identity.name, (now - EPOCH).total_seconds()))
+            return Decision(status)
+
+        return core(decide, Needs(mesh=True))
+
+    settings = EngineSettings(workers=4, resync=10**6, sweep=10**9)
+    async with Running(engine(world, keep, settings=settings)) as subject:
+        subject.use(by("old"))
+        subject.seen(world.put(rollout("moving", Phase.PROGRESSING)))
+        subject.seen(world.put(on_own_host(rollout("resting"))))
+        await asyncio.sleep(0.5)
+        subject.use(by("new"))
+        await asyncio.sleep(100)
+    assert decided == [("old", "moving", 1), ("new", "moving", 2)]
+
+
+async def test_a_follower_that_is_given_other_functions_does_nothing(world: World) -> None:
+    async with Running(engine(world, keep, needs=MESH, leadership=Switch(on=False))) as subject:
+        subject.seen(world.put(rollout("a", Phase.PROGRESSING)))
+        subject.use(core(keep, MESH))
+        await asyncio.sleep(100)
+    assert world.calls == []
