@@ -1,17 +1,19 @@
+"""The source as the engine sees it, on a real HTTP server that answers like Prometheus."""
+
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from canaryrollout.adapters.prometheus import MAX_BLOCKS, MAX_PROVISIONAL, PrometheusSource, Provider, _Entry
+from canaryrollout.adapters.prometheus import PrometheusSource, Provider
+from canaryrollout.adapters.prometheus_entry import MAX_BLOCKS, MAX_PROVISIONAL, Entry
 from canaryrollout.api.status import Counts
 from canaryrollout.domain.evidence import Evidence, EvidenceRequest
 from canaryrollout.engine.ports import MetricsSource
+from tests.meshstory import Mesh, is_harmless, is_range, is_timing, times
 from tests.prometheusstub import Asked, Reply, Stub, failure, prometheus_stub, result
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -21,46 +23,9 @@ LAG = 2 * SECOND
 REQUEST = EvidenceRequest("default", "shop", "reviews.shop.svc.cluster.local", "v1", "v2", "version", T0, INTERVAL)
 
 
-class Prometheus:
-    """Answers with the counts of scripted blocks, whichever way they are asked for."""
-
-    def __init__(self, requests: dict[int, float] | None = None, **envelope: Any) -> None:
-        self.requests = requests or {}
-        self.envelope = envelope
-
-    def __call__(self, asked: Asked) -> Reply:
-        ends = times(asked)
-        if "duration" in asked.form["query"] and "kind" not in asked.form["query"]:
-            edges = [{"metric": {"le": le}, "value": [ends[0], "1"]} for le in ("250.0", "500.0", "+Inf")]
-            return result("vector", edges)
-        if "duration" in asked.form["query"]:
-            return self.answer(asked, [("known", "v2", 5.0, {"le": "500.0"}), ("known", "v2", 8.0, {})])
-        return self.answer(asked, [("known", "v1", 90.0, {}), ("known", "v2", None, {}), ("start", "", 1.0, {})])
-
-    def answer(self, asked: Asked, rows: list[tuple[str, str, float | None, dict[str, str]]]) -> Reply:
-        ends = times(asked)
-        series = []
-        for kind, version, value, labels in rows:
-            points = [
-                [end, str(self.requests.get(round(end - T0.timestamp()), 10) if value is None else value)]
-                for end in ends
-            ]
-            metric = {"kind": kind, "destination_version": version, **labels}
-            series.append(
-                {"metric": metric, "values": points} if is_range(asked) else {"metric": metric, "value": points[0]}
-            )
-        return result("matrix" if is_range(asked) else "vector", series, **self.envelope)
-
-
-def is_range(asked: Asked) -> bool:
-    return asked.path.endswith("query_range")
-
-
-def times(asked: Asked) -> list[float]:
-    if not is_range(asked):
-        return [float(asked.form["time"])]
-    start, end, step = (float(asked.form[name]) for name in ("start", "end", "step"))
-    return [start + k * step for k in range(round((end - start) / step) + 1)]
+def at_second(counts: dict[int, float]) -> Callable[[str, float], float]:
+    """Requests of the canary by the second at which a block ends, ten where nothing is said."""
+    return lambda host, end: counts.get(round(end - T0.timestamp()), 10.0)
 
 
 class Asker:
@@ -87,22 +52,20 @@ class Asker:
         assert evidence is not None
         return evidence
 
-    def entry(self, request: EvidenceRequest = REQUEST) -> _Entry:
+    def entry(self, request: EvidenceRequest = REQUEST) -> Entry:
         """Return what the source keeps, without asking it."""
-        return self.source._entries[replace(request, until=None)]
+        return self.source._entries[request.provider][request]
 
-    async def quiet(self, seconds: float, request: EvidenceRequest = REQUEST) -> Evidence | None:
-        """Ask, and let pass whatever that could have started."""
-        evidence = self.latest(seconds, request)
-        for _ in range(20):
-            await asyncio.sleep(0)
-        return evidence
+    def idle(self, request: EvidenceRequest = REQUEST) -> bool:
+        """Return whether nothing is under way or planned."""
+        backend = self.source._backends.get(request.provider)
+        return backend is None or (backend._gathering is None and not backend._tasks)
 
 
 @pytest.fixture
 def stub() -> Iterator[Stub]:
     with prometheus_stub() as server:
-        server.reply = Prometheus()
+        server.reply = Mesh()
         yield server
 
 
@@ -119,25 +82,29 @@ async def asker(stub: Stub, registry: CollectorRegistry) -> AsyncIterator[Asker]
     await source.close()
 
 
+def counting(stub: Stub) -> list[Asked]:
+    return [asked for asked in stub.asked if not is_harmless(asked.form["query"])]
+
+
 def test_it_is_a_metrics_source() -> None:
     source: MetricsSource = PrometheusSource({}, CollectorRegistry())  # mypy compares the signatures
     assert source.latest(REQUEST, T0, lambda: None) is not None
 
 
 async def test_nothing_is_asked_before_a_block_is_due(asker: Asker, stub: Stub) -> None:
-    assert await asker.quiet(11.999) is None
+    assert asker.latest(11.999) is None
+    assert asker.idle()
     assert stub.asked == []
 
 
 async def test_a_block_is_fetched_once_the_lag_has_passed(asker: Asker, stub: Stub) -> None:
-    assert asker.latest(12) is None
-    await asyncio.wait_for(asker.woken.wait(), 5)
-    evidence = await asker.quiet(13)
-    assert evidence is not None
+    evidence = await asker.after(12)
     assert [(block.start, block.end) for block in evidence.blocks] == [(T0, T0 + INTERVAL)]
     assert evidence.blocks[0].canary == Counts(requests=10)
     assert evidence.blocks[0].stable == Counts(requests=90)
     assert evidence.error == ""
+    assert asker.latest(13) == evidence
+    assert asker.idle()
     assert len(stub.asked) == 1
 
 
@@ -150,25 +117,45 @@ async def test_each_block_costs_one_query_and_is_never_asked_for_again(asker: As
     assert ends == [f"{T0.timestamp() + k * 10:.3f}" for k in range(1, 6)]
 
 
+async def test_first_block_ends_on_the_grid_and_is_counted_by_its_own_window(asker: Asker, stub: Stub) -> None:
+    request = replace(REQUEST, start=T0 + 3.25 * SECOND)
+    evidence = await asker.after(12, request)
+    assert [(block.start, block.end) for block in evidence.blocks] == [(request.start, T0 + INTERVAL)]
+    assert "offset 6750ms" in stub.asked[0].form["query"]
+    evidence = await asker.after(22, request)
+    assert evidence.blocks[1].start == evidence.blocks[0].end
+    assert "offset 10000ms" in stub.asked[1].form["query"]
+
+
+async def test_after_a_restart_the_first_block_and_the_others_are_fetched_together(asker: Asker, stub: Stub) -> None:
+    request = replace(REQUEST, start=T0 + 3 * SECOND)
+    evidence = await asker.after(52, request)
+    assert [block.end for block in evidence.blocks] == [T0 + k * INTERVAL for k in range(1, 6)]
+    assert [block.start for block in evidence.blocks] == [request.start, *(b.end for b in evidence.blocks[:-1])]
+    assert sorted(asked.path for asked in stub.asked) == ["/api/v1/query", "/api/v1/query_range"]
+
+
 async def test_latency_costs_one_more_query_at_the_same_time(asker: Asker, stub: Stub) -> None:
     request = replace(REQUEST, slow_above=timedelta(milliseconds=500))
     evidence = await asker.after(12, request)
-    assert evidence.blocks[0].canary == Counts(requests=10, timed=8, slow=3)
+    assert evidence.blocks[0].canary == Counts(requests=10, timed=8, slow=2)
     assert len(stub.asked) == 2
     assert len({asked.form["time"] for asked in stub.asked}) == 1
 
 
 async def test_asking_while_a_fetch_is_under_way_starts_no_other(asker: Asker, stub: Stub) -> None:
     stub.hold.clear()
-    for second in (12, 13, 14, 23):
-        await asker.quiet(second)
+    asker.latest(12)
+    assert await asyncio.to_thread(stub.taken.acquire, timeout=5)
+    for second in (13, 14, 23):
+        asker.latest(second)
     stub.hold.set()
     await asyncio.wait_for(asker.woken.wait(), 5)
     assert len(stub.asked) == 1
 
 
 async def test_many_blocks_are_one_range_query(asker: Asker, stub: Stub) -> None:
-    stub.reply = Prometheus({k * 10: float(k) for k in range(1, 51)})
+    stub.reply = Mesh(at_second({k * 10: float(k) for k in range(1, 51)}))
     evidence = await asker.after(502)
     assert [block.canary.requests for block in evidence.blocks] == list(range(1, 51))
     assert evidence.blocks[-1].end == T0 + 500 * SECOND
@@ -179,8 +166,8 @@ async def test_a_long_absence_is_caught_up_with_in_bounded_answers(asker: Asker,
     now = (2 * MAX_BLOCKS + 5) * 10 + 2
     assert [len((await asker.after(now)).blocks) for _ in range(3)] == [MAX_BLOCKS, 2 * MAX_BLOCKS, 2 * MAX_BLOCKS + 5]
     assert len(stub.asked) == 3
-    assert await asker.quiet(now) is not None
-    assert len(stub.asked) == 3
+    asker.latest(now)
+    assert asker.idle()
 
 
 async def test_range_answers_at_other_times_are_not_used(asker: Asker, stub: Stub) -> None:
@@ -188,9 +175,9 @@ async def test_range_answers_at_other_times_are_not_used(asker: Asker, stub: Stu
 
     def rounding(asked: Asked) -> Reply:
         if not is_range(asked):
-            return Prometheus()(asked)
+            return Mesh()(asked)
         shifted = {name: str(float(asked.form[name]) - 3) for name in ("start", "end")}
-        return Prometheus()(replace(asked, form={**asked.form, **shifted}))
+        return Mesh()(replace(asked, form={**asked.form, **shifted}))
 
     stub.reply = rounding
     evidence = await asker.after(32)
@@ -198,181 +185,204 @@ async def test_range_answers_at_other_times_are_not_used(asker: Asker, stub: Stu
     assert [asked.path for asked in stub.asked] == ["/api/v1/query_range"] + ["/api/v1/query"] * 3
 
 
-async def test_no_block_ends_after_until(asker: Asker, stub: Stub) -> None:
-    request = replace(REQUEST, until=T0 + 25 * SECOND)
+async def test_request_with_an_end_is_one_block(asker: Asker, stub: Stub) -> None:
+    """What is asked of the time before a step: its own window, on no grid."""
+    start = T0 + 3.5 * SECOND
+    request = replace(REQUEST, start=start, interval=15 * SECOND, until=start + 15 * SECOND)
+    asker.latest(20.4, request)
+    assert asker.idle()
     evidence = await asker.after(100, request)
-    assert len(evidence.blocks) == 2
-    assert await asker.quiet(200, request) is not None
+    assert [(block.start, block.end) for block in evidence.blocks] == [(start, start + 15 * SECOND)]
+    assert "offset 15000ms" in stub.asked[0].form["query"]
+    asker.latest(200, request)
+    assert asker.idle()
     assert len(stub.asked) == 1
 
 
 async def test_failure_keeps_what_was_fetched_and_says_since_when(asker: Asker, stub: Stub) -> None:
     await asker.after(12)
-    stub.reply = lambda _: failure(503, "timeout", "query timed out")
+    stub.reply = lambda asked: Mesh()(asked) if is_harmless(asked.form["query"]) else failure(500, "x", "disk full")
     evidence = await asker.after(22)
     assert len(evidence.blocks) == 1
-    assert evidence.error == f"{stub.url} answers 503: query timed out"
-    assert evidence.error_since == T0 + 22 * SECOND
-    stub.reply = lambda _: failure(500, "internal", "disk full")
-    evidence = await asker.after(32)
     assert evidence.error == f"{stub.url} answers 500: disk full"
-    assert evidence.error_since == T0 + 22 * SECOND
-    stub.reply = Prometheus()
+    assert evidence.error_since is not None
+    assert T0 + 22 * SECOND <= evidence.error_since < T0 + 24 * SECOND
+    since = evidence.error_since
+    stub.reply = lambda _: failure(422, "execution", "too many samples")
+    evidence = await asker.after(32)
+    assert evidence.error == "Prometheus cannot run the query: too many samples"
+    assert evidence.error_since == since
+    stub.reply = Mesh()
     evidence = await asker.after(52)
     assert (evidence.error, evidence.error_since) == ("", None)
     assert len(evidence.blocks) == 5
 
 
-async def test_failures_are_retried_later_and_later_up_to_the_interval(asker: Asker, stub: Stub) -> None:
-    stub.reply = lambda _: failure(500, "internal", f"{len(stub.asked)} times")  # different each time, so that it wakes
-    now = 12.0
-    await asker.after(now)
-    for pause in (1, 2, 4, 8, 10, 10):
-        asked = len(stub.asked)
-        await asker.quiet(now + pause - 0.001)
-        assert asker.entry().fetching is None
-        now += pause
-        await asker.after(now)
-        assert len(stub.asked) == asked + 1
-
-
-async def test_the_same_error_again_wakes_nobody(asker: Asker, stub: Stub) -> None:
-    stub.reply = lambda _: failure(500, "internal", "no")
-    await asker.after(12)
-    assert asker.wakes == 1
-    asker.latest(40)
-    fetching = asker.entry().fetching
-    assert fetching is not None
-    await fetching
-    assert len(stub.asked) == 2
-    assert asker.wakes == 1
-
-
 async def test_partial_answers_are_shown_and_replaced(asker: Asker, stub: Stub) -> None:
-    stub.reply = Prometheus({10: 4.0}, warnings=["store b is away"])
+    stub.reply = Mesh(at_second({10: 4.0}), envelope={"warnings": ["store b is away"]})
     evidence = await asker.after(12)
     assert evidence.blocks[0].canary.requests == 4
     assert evidence.warnings == ("store b is away",)
-    stub.reply = Prometheus({10: 10.0, 20: 11.0})
-    evidence = await asker.after(22)
+    stub.reply = Mesh(at_second({10: 10.0, 20: 11.0}))
+    evidence = await asker.after(23)
     assert [block.canary.requests for block in evidence.blocks] == [10, 11]
     assert evidence.warnings == ()
 
 
 async def test_partial_answers_for_ever_stay_bounded_and_warned_of(asker: Asker, stub: Stub) -> None:
-    stub.reply = Prometheus(warnings=["store b is away"])
+    stub.reply = Mesh(envelope={"warnings": ["store b is away"]})
     evidence = await asker.after((MAX_PROVISIONAL + 20) * 10 + 2)
     assert len(evidence.blocks) == MAX_PROVISIONAL + 20
-    stub.reply = Prometheus()
+    stub.reply = Mesh()
     evidence = await asker.after((MAX_PROVISIONAL + 30) * 10 + 2)
     assert len(times(stub.asked[-1])) == MAX_PROVISIONAL + 10
     assert len(evidence.blocks) == MAX_PROVISIONAL + 30
     assert evidence.warnings == ("store b is away",)
 
 
-async def test_threshold_that_is_no_edge_leaves_the_counts_of_errors(asker: Asker, stub: Stub) -> None:
-    def without_edge(asked: Asked) -> Reply:
-        if "duration" in asked.form["query"] and "kind" in asked.form["query"]:
-            return Prometheus().answer(asked, [("known", "v2", 8.0, {})])
-        return Prometheus()(asked)
+async def test_warning_about_the_first_of_two_stretches_keeps_all_blocks_in_order(asker: Asker, stub: Stub) -> None:
+    def partly(asked: Asked) -> Reply:
+        return Mesh(envelope={} if is_range(asked) else {"warnings": ["store b is away"]})(asked)
 
-    stub.reply = without_edge
+    stub.reply = partly
+    request = replace(REQUEST, start=T0 + 3 * SECOND)
+    evidence = await asker.after(52, request)
+    assert len(evidence.blocks) == 5
+    assert evidence.warnings == ("store b is away",)
+    stub.reply = Mesh()
+    evidence = await asker.after(63, request)
+    assert [block.end for block in evidence.blocks] == [T0 + k * INTERVAL for k in range(1, 7)]
+    assert evidence.blocks[0].start == request.start
+    assert evidence.warnings == ()
+
+
+async def test_threshold_that_is_no_edge_leaves_the_counts_of_errors(asker: Asker, stub: Stub) -> None:
     request = replace(REQUEST, slow_above=timedelta(milliseconds=300))
     evidence = await asker.after(12, request)
     assert evidence.error.endswith("300ms is no bucket edge; the nearest: 250ms or 500ms")
-    assert evidence.error_since == T0 + 12 * SECOND
+    assert evidence.error_since is not None
+    since = evidence.error_since
     assert evidence.blocks[0].canary == Counts(requests=10)
     evidence = await asker.after(22, request)
     assert len(evidence.blocks) == 2
-    assert evidence.error_since == T0 + 12 * SECOND
+    assert evidence.error_since == since
+    assert len(stub.asked) == 5, "the edges are asked for once"
 
 
 async def test_answer_that_cannot_be_read_is_an_error(asker: Asker, stub: Stub) -> None:
-    stub.reply = lambda _: result("vector", [{"metric": {}}])
+    stub.reply = lambda _: result("vector", [{"metric": {"destination_service": REQUEST.host}}])
     assert (await asker.after(12)).error.startswith("cannot read the series of the answer")
 
 
-async def test_own_queries_are_asked_at_the_newest_end(asker: Asker, stub: Stub) -> None:
-    def reply(asked: Asked) -> Reply:
-        own: dict[str, Callable[[], Reply]] = {
-            "own 30": lambda: result("scalar", [1, "0.5"]),
-            "nothing": lambda: result("vector", []),
-            "broken": lambda: failure(400, "bad_data", "parse error"),
-            "away": lambda: failure(503, "timeout", "too slow"),
-            "partial": lambda: result("scalar", [1, "1"], warnings=["half"]),
-        }
-        return own.get(asked.form["query"], lambda: Prometheus()(asked))()
-
-    stub.reply = reply
-    names = {"own": "own $weight", "nothing": "nothing", "broken": "broken", "away": "away", "partial": "partial"}
-    request = replace(REQUEST, queries=tuple(names.items()), weight=30)
-    evidence = await asker.after(32, request)
-    while not evidence.metrics or not evidence.blocks:
-        asker.woken.clear()
-        await asyncio.wait_for(asker.woken.wait(), 5)
-        evidence = await asker.quiet(32, request) or evidence
-    assert evidence.metrics["own"].value == Fraction(1, 2)
-    assert {value.at for value in evidence.metrics.values()} == {T0 + 30 * SECOND}
-    reasons = {name: value.reason for name, value in evidence.metrics.items()}
-    assert reasons == {"own": "", "nothing": "NoData", "broken": "BadQuery", "away": "ProviderError", "partial": ""}
-    assert evidence.warnings == ("partial: half",)
-    assert evidence.error == ""
-
-
-async def test_a_slow_own_query_delays_no_block(asker: Asker, stub: Stub) -> None:
-    release = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def reply(asked: Asked) -> Reply:
-        if asked.form["query"] == "slow":
-            asyncio.run_coroutine_threadsafe(release.wait(), loop).result(5)
-            return result("scalar", [1, "7"])
-        return Prometheus()(asked)
-
-    stub.reply = reply
-    request = replace(REQUEST, queries=(("slow", "slow"),))
-    for k in (1, 2):
-        evidence = await asker.after(k * 10 + 2, request)
-        assert len(evidence.blocks) == k
-        assert evidence.metrics == {}
-    asker.woken.clear()
-    release.set()
-    await asyncio.wait_for(asker.woken.wait(), 5)
-    evidence = await asker.quiet(22, request) or evidence
-    assert evidence.metrics["slow"].value == 7
-    assert [asked.form["query"] for asked in stub.asked].count("slow") == 1
-
-
 async def test_unknown_provider_is_named(asker: Asker, stub: Stub) -> None:
-    evidence = await asker.quiet(50, replace(REQUEST, provider="nowhere"))
+    evidence = asker.latest(50, replace(REQUEST, provider="nowhere"))
     assert evidence is not None
     assert evidence.error == "analysis.provider nowhere is not defined here; defined are: default"
     assert evidence.error_since == T0 + 50 * SECOND
     assert stub.asked == []
 
 
+async def test_namespaces_that_may_not_use_a_provider_are_told(stub: Stub, registry: CollectorRegistry) -> None:
+    provider = Provider("team", stub.url, lag=LAG, namespaces=("shop-*", "pay"))
+    source = PrometheusSource({"team": provider}, registry)
+    asker = Asker(source)
+    evidence = asker.latest(50, replace(REQUEST, provider="team"))
+    assert evidence is not None
+    assert evidence.error == "analysis.provider team may not be used in namespace shop; allowed are: shop-*, pay"
+    assert stub.asked == []
+    assert len((await asker.after(12, replace(REQUEST, provider="team", namespace="shop-eu"))).blocks) == 1
+    await source.close()
+
+
 async def test_requests_nobody_asks_about_are_forgotten(asker: Asker, stub: Stub) -> None:
     await asker.after(12)
     assert len(stub.asked) == 1
     other = replace(REQUEST, host="ratings.shop.svc.cluster.local", start=T0 + 10_000 * SECOND)
-    await asker.quiet(600, other)
+    asker.latest(600, other)
     with pytest.raises(KeyError):
         asker.entry()
     assert len((await asker.after(12)).blocks) == 1  # asked for anew
     assert len(stub.asked) == 2
 
 
-async def test_the_end_of_a_question_may_move_without_losing_blocks(asker: Asker, stub: Stub) -> None:
-    await asker.after(12, replace(REQUEST, until=T0 + 10 * SECOND))
-    evidence = await asker.after(22, replace(REQUEST, until=T0 + 20 * SECOND))
-    assert len(evidence.blocks) == 2
-    assert len(stub.asked) == 2
+async def test_what_nobody_asked_about_of_late_is_not_fetched_with_the_others(asker: Asker, stub: Stub) -> None:
+    other = replace(REQUEST, host="ratings.shop.svc.cluster.local")
+    await asker.after(12, other)
+    await asker.after(72)
+    assert "ratings" not in stub.asked[-1].form["query"]
+    assert len(asker.entry(other).blocks) == 1
 
 
 async def test_closing_ends_what_is_under_way(stub: Stub, registry: CollectorRegistry) -> None:
     source = PrometheusSource({"default": Provider("default", stub.url, lag=LAG)}, registry)
+    asker = Asker(source)
     stub.hold.clear()
-    assert source.latest(REQUEST, T0 + 12 * SECOND, lambda: None) is None
-    await asyncio.sleep(0)
+    assert asker.latest(12) is None
+    assert await asyncio.to_thread(stub.taken.acquire, timeout=5)
     await source.close()
-    assert all(entry.fetching is None or entry.fetching.done() for entry in source._entries.values())
+    assert not source._backends
+    assert asker.entry().jobs == ()
+
+
+# --- other providers while running --------------------------------------------------------------------------------
+
+
+async def test_evidence_outlives_a_change_of_its_provider(asker: Asker, stub: Stub) -> None:
+    await asker.after(12)
+    before = asker.source._backends["default"]
+    with prometheus_stub() as other:
+        other.reply = Mesh()
+        asker.woken.clear()
+        asker.source.reconfigure({"default": Provider("default", other.url, lag=LAG)})
+        assert asker.woken.is_set()
+        evidence = await asker.after(22)
+        assert len(evidence.blocks) == 2
+        assert (len(stub.asked), len(other.asked)) == (1, 1)
+        assert asker.source._backends["default"] is not before
+
+
+async def test_unchanged_providers_keep_their_clients(asker: Asker, stub: Stub) -> None:
+    await asker.after(12)
+    before = asker.source._backends["default"]
+    provider = Provider("default", stub.url, lag=LAG, scrape_interval=SECOND)
+    asker.woken.clear()
+    asker.source.reconfigure({"default": provider, "new": Provider("new", stub.url, lag=LAG)})
+    assert asker.source._backends["default"] is before
+    assert not asker.woken.is_set()
+    assert len((await asker.after(12, replace(REQUEST, provider="new"))).blocks) == 1
+
+
+async def test_removed_provider_is_an_error_and_its_return_is_none(asker: Asker, stub: Stub) -> None:
+    await asker.after(12)
+    providers = dict(asker.source._providers)
+    asker.source.reconfigure({})
+    evidence = asker.latest(13)
+    assert evidence is not None
+    assert evidence.error == "analysis.provider default is not defined here; defined are: none"
+    assert len(evidence.blocks) == 1
+    asker.source.reconfigure(providers)
+    evidence = await asker.after(22)
+    assert (evidence.error, len(evidence.blocks)) == ("", 2)
+
+
+async def test_change_while_an_answer_is_awaited_asks_the_new_one(asker: Asker, stub: Stub) -> None:
+    stub.hold.clear()
+    asker.latest(12)
+    assert await asyncio.to_thread(stub.taken.acquire, timeout=5)
+    with prometheus_stub() as other:
+        other.reply = Mesh()
+        asker.source.reconfigure({"default": Provider("default", other.url, lag=LAG)})
+        evidence = await asker.after(12)
+        assert len(evidence.blocks) == 1
+        assert evidence.error == ""
+        stub.hold.set()
+
+
+async def test_timing_is_asked_for_only_where_it_is_judged(asker: Asker, stub: Stub) -> None:
+    timed = replace(REQUEST, host="ratings.shop.svc.cluster.local", slow_above=timedelta(milliseconds=500))
+    asker.latest(12)
+    await asker.after(12, timed)
+    timing = [asked.form["query"] for asked in stub.asked if is_timing(asked.form["query"])]
+    assert len(timing) == 1
+    assert "ratings" in timing[0]
+    assert "reviews" not in timing[0]

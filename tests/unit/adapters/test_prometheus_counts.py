@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
@@ -14,15 +15,27 @@ from canaryrollout.adapters.prometheus_counts import (
     is_unreached,
     milliseconds_of,
     read_block,
+    rows_by_host,
     rows_of,
     value_of,
 )
 from canaryrollout.adapters.prometheus_queries import Labels
 from canaryrollout.api.status import Counts
-from canaryrollout.domain.evidence import EvidenceRequest
+from canaryrollout.domain.evidence import NO_COUNTS, EvidenceRequest
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
-REQUEST = EvidenceRequest("default", "shop", "reviews", "v1", "v2", "version", T0, timedelta(seconds=10))
+REQUEST = EvidenceRequest(
+    "default",
+    "shop",
+    "reviews",
+    "v1",
+    "v2",
+    "version",
+    T0,
+    timedelta(seconds=10),
+    slow_above=timedelta(milliseconds=500),
+)
+FAULTS = {"2", "4", "12", "13", "14", "15"}
 START = Row({"kind": "start"}, 3)
 
 
@@ -34,8 +47,8 @@ def timed(version: str, value: float, le: str = "", kind: str = "known") -> Row:
     return Row({"kind": kind, "destination_version": version, **({"le": le} if le else {})}, value)
 
 
-def read(requests: Sequence[Row], durations: Sequence[Row] = ()) -> Reading:
-    return read_block(REQUEST, Labels(), T0 + timedelta(seconds=10), requests, durations)
+def read(requests: Sequence[Row], durations: Sequence[Row] = (), request: EvidenceRequest = REQUEST) -> Reading:
+    return read_block(request, Labels(), T0, T0 + timedelta(seconds=10), requests, durations)
 
 
 def test_both_versions_are_told_apart() -> None:
@@ -81,12 +94,28 @@ def test_resets_of_other_versions_are_no_news() -> None:
         ({"response_code": "200", "grpc_response_status": "2"}, True),
         ({"response_code": "200", "grpc_response_status": "5"}, False),
         ({"response_code": "200", "grpc_response_status": "1"}, False),
+        ({"response_code": "0", "response_flags": "DC", "grpc_response_status": "14"}, False),
+        ({"response_code": "0", "response_flags": "URX,DC", "grpc_response_status": "2"}, False),
+        ({"response_code": "0", "response_flags": "-", "grpc_response_status": "14"}, True),
         ({"response_code": "5"}, False),
         ({}, False),
     ],
 )
 def test_what_is_an_error(labels: dict[str, str], error: bool) -> None:
-    assert is_error(labels) is error
+    assert is_error(labels, FAULTS) is error
+
+
+def test_which_statuses_blame_the_server_is_for_the_request_to_say() -> None:
+    rows = [START, *(row("v2", 1, grpc_response_status=str(status)) for status in range(17))]
+    assert read(rows).block.canary == Counts(requests=17, errors=6)
+    assert read(rows, request=replace(REQUEST, server_faults=(8, 14))).block.canary == Counts(requests=17, errors=2)
+    assert read(rows, request=replace(REQUEST, server_faults=())).block.canary == Counts(requests=17)
+
+
+def test_clients_that_go_away_are_requests_and_no_errors() -> None:
+    gone = [row("v2", 7, "0", response_flags="DC"), row("v1", 3, "0", response_flags="DC", grpc_response_status="14")]
+    block = read([START, *gone]).block
+    assert (block.canary, block.stable) == (Counts(requests=7), Counts(requests=3))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +142,20 @@ def test_a_row_without_a_version_label_reached_none() -> None:
 def test_slow_is_what_the_bucket_lacks() -> None:
     block = read([START, row("v2", 99)], [START, timed("v2", 40), timed("v2", 37, "500.0")]).block
     assert block.canary == Counts(requests=99, timed=40, slow=3)
+
+
+def test_edges_of_other_rollouts_thresholds_are_not_ours() -> None:
+    rows = [START, timed("v2", 40), timed("v2", 37, "500.0"), timed("v2", 30, "250.0"), timed("v2", 40, "1000")]
+    assert read([START, row("v2", 99)], rows).block.canary == Counts(requests=99, timed=40, slow=3)
+    faster = replace(REQUEST, slow_above=timedelta(milliseconds=250))
+    assert read([START, row("v2", 99)], rows, faster).block.canary == Counts(requests=99, timed=40, slow=10)
+    assert read([START], rows, replace(REQUEST, slow_above=timedelta(milliseconds=100))).lacks_edge
+
+
+def test_blocks_with_the_same_counts_share_them() -> None:
+    first, second = (read([START, row("v2", 9)]).block for _ in range(2))
+    assert first.canary is second.canary
+    assert first.stable is NO_COUNTS
 
 
 def test_slow_is_never_negative_nor_more_than_timed() -> None:
@@ -142,6 +185,24 @@ def test_rows_of_vector_and_matrix() -> None:
     assert rows_of("vector", [{"metric": labels, "value": [seconds, "2"]}]) == {at: [Row(labels, 2.0)]}
     matrix = [{"metric": labels, "values": [[seconds, "2"], [seconds + 10.25, "3"]]}]
     assert rows_of("matrix", matrix) == {at: [Row(labels, 2.0)], at + 10_250: [Row(labels, 3.0)]}
+
+
+def test_rows_are_sorted_by_host_and_one_that_cannot_be_read_spoils_no_other() -> None:
+    good = {"metric": {"service": "a"}, "value": [1, "2"]}
+    nameless = {"metric": {}, "value": [1, "3"]}
+    bad = {"metric": {"service": "b"}, "value": ["soon", "2"]}
+    hosts = rows_by_host("vector", [good, bad, nameless, {**good, "metric": {"service": "b"}}], "service")
+    assert hosts["a"] == {1000: [Row({"service": "a"}, 2.0)]}
+    assert isinstance(hosts["b"], BadAnswer)
+    assert set(hosts) == {"a", "b", ""}
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"), [("scalar", [1, "2"]), ("vector", {}), ("vector", ["a"]), ("vector", [{"metric": None}])]
+)
+def test_rows_that_belong_to_nobody(kind: str, result: Any) -> None:
+    with pytest.raises(BadAnswer):
+        rows_by_host(kind, result, "service")
 
 
 @pytest.mark.parametrize(
