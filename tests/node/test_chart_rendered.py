@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from canaryrollout.shell.provider_settings import ProviderSettings
 from canaryrollout.shell.settings import load
 from lab.paths import REPO_DIR
 from tests.node.conftest import Helm
@@ -76,11 +78,86 @@ def test_the_settings_of_the_chart_are_settings_of_the_operator(renderer: Helm, 
     assert roles == {("a", "ops-canaryrollout"), ("b", "ops-canaryrollout"), ("ops", "canaryrollout-leader")}
 
 
+EVERYTHING = """
+providers:
+  default:
+    url: https://mimir.example.com/prometheus
+    timeout: 20s
+    scrapeInterval: 30s
+    lag: 45s
+    concurrency: 8
+    reporter: destination
+    versionLabel: destination_canonical_revision
+    serviceLabel: destination_service_name
+    headers: {X-Scope-OrgID: "shop|pay"}
+    headerFiles: {X-Api-Key: /creds/api-key}
+    queryParameters: {dedup: true, max_source_resolution: 0, "replicaLabels[]": [replica, zone]}
+    basicAuth: {username: operator, passwordFile: /creds/password}
+    caFile: /creds/ca.crt
+    clientCertFile: /creds/tls.crt
+    clientKeyFile: /creds/tls.key
+    namespaces: [shop, "team-*"]
+    customQueries: NamespaceEnforced
+    namespaceLabel: destination_service_namespace
+  lax: {url: "https://p", insecureSkipVerify: true, bearerTokenFile: /creds/token}
+"""
+
+
+def test_every_setting_of_a_provider_can_be_set_by_the_chart(renderer: Helm, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(EVERYTHING)
+    (config,) = of_kind(rendered(renderer, "--values", str(values)), "ConfigMap")
+    file = tmp_path / "config.yaml"
+    file.write_text(config["data"]["config.yaml"])
+    by_chart = load(file, {}).providers
+    assert by_chart == load(values, {}).providers
+    used = {name for provider in by_chart.values() for name in provider.model_fields_set}
+    assert used == set(ProviderSettings.model_fields)
+
+
+def test_changed_providers_bring_no_new_pods_and_other_settings_do(renderer: Helm) -> None:
+    def pod(*settings: str) -> Any:
+        (deployment,) = of_kind(rendered(renderer, *settings), "Deployment")
+        return deployment["spec"]["template"]
+
+    assert pod() == pod("--set", "providers.default.url=https://other:9090", "--set", "providers.new.url=https://new")
+    assert pod() != pod("--set", "logFormat=console")
+    assert pod() != pod("--set", "watchNamespaces={a}")
+
+
+def test_credentials_are_mounted_where_providers_look_for_them(renderer: Helm) -> None:
+    token = {"serviceAccountToken": {"audience": "thanos", "path": "token", "expirationSeconds": 3600}}
+    volumes = json.dumps([{"name": "thanos-token", "projected": {"sources": [token]}}])
+    mounts = json.dumps([{"name": "thanos-token", "mountPath": "/var/run/thanos", "readOnly": True}])
+    documents = rendered(
+        renderer,
+        *("--set", "providerSecrets={mimir,thanos-tls}"),
+        *("--set-json", f"extraVolumes={volumes}", "--set-json", f"extraVolumeMounts={mounts}"),
+    )
+    (deployment,) = of_kind(documents, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    named = {volume["name"]: volume for volume in pod["volumes"]}
+    (container,) = pod["containers"]
+    mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    for name in ("mimir", "thanos-tls"):
+        mount = mounted[f"/var/run/canaryrollout/{name}"]
+        assert mount["readOnly"], "an operator only reads credentials"
+        assert named[mount["name"]]["secret"] == {"secretName": name, "optional": True}
+    assert named[mounted["/var/run/thanos"]["name"]]["projected"]["sources"] == [token]
+    assert not any("subPath" in mount for mount in container["volumeMounts"]), "what is mounted so never changes"
+    for role in of_kind(documents, "ClusterRole") + of_kind(documents, "Role"):
+        assert not any("secrets" in rule["resources"] for rule in role["rules"]), "and reads them as files only"
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("replcas=2", "additional properties 'replcas' not allowed"),
         ("providers.default.url=prometheus:9090", "/providers/default/url"),
+        ("providers.default.url=https://user:pass@prometheus", "/providers/default/url"),
+        ("providers.default.bearerToken=abc", "additional properties 'bearerToken' not allowed"),
+        ("providers.default.customQueries=Maybe", "/providers/default/customQueries"),
+        ("providerSecrets={a.b}", "/providerSecrets/0"),
         ("logFormat=xml", "/logFormat"),
         ("watchNamespaces={Shop}", "/watchNamespaces/0"),
     ],

@@ -32,6 +32,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.leaderElection.leaseName | default (include "canaryrollout.name" .) -}}
 {{- end -}}
 
+{{/* Settings that are read once, at the start: all but the providers. */}}
+{{- define "canaryrollout.settings" -}}
+namespaces: {{ .Values.watchNamespaces | toJson }}
+logFormat: {{ .Values.logFormat }}
+httpPort: 8080
+leaderElection:
+  namespace: {{ .Release.Namespace }}
+  name: {{ include "canaryrollout.leaseName" . }}
+{{- end -}}
+
 {{/* What the operator may do where it serves: read what tells it the state, patch what it moves, say what it did. */}}
 {{- define "canaryrollout.rules" -}}
 - apiGroups: [canaryrollout.io]
