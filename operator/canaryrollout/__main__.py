@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from canaryrollout.cli.backtest import backtest
 from canaryrollout.cli.offline import crd, version
 from canaryrollout.cli.simulate import simulate
 from canaryrollout.shell.commands import run
@@ -20,6 +21,7 @@ app.command()(run)
 app.command()(version)
 app.command()(crd)
 app.command()(simulate)
+app.command()(backtest)
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ class ImaginedRollout:
         stable: The version that serves.
         namespace: Namespace of the rollout.
         start: When it starts.
-        lag: How far behind the present the provider's data is.
+        settings: Timing; how often to look at a mesh where nothing happens is no matter here.
         in_effect_at_once: Whether weights are taken to be in effect when they are written, where the traffic of the
             evidence followed other weights.
         judged: Whether moments hold what the gates said, which costs another look at the evidence.
@@ -101,7 +101,7 @@ class ImaginedRollout:
         stable: str,
         namespace: str,
         start: datetime,
-        lag: timedelta,
+        settings: DomainSettings,
         *,
         in_effect_at_once: bool = False,
         judged: bool = False,
@@ -110,7 +110,8 @@ class ImaginedRollout:
         self.now = start
         self.status = CanaryRolloutStatus()
         self.moments: list[Moment] = []
-        self.settings = DomainSettings(poll=NEVER, lag={spec.analysis.provider: lag})
+        self.history: list[HistoryEntry] = []
+        self.settings = replace(settings, poll=NEVER)
         self._in_effect_at_once = in_effect_at_once
         self._judged = judged
         self._identity = Identity(namespace, spec.host, "imagined", 1, start)
@@ -147,7 +148,7 @@ class ImaginedRollout:
     def ended(self) -> HistoryEntry | None:
         """Return the transition that ended it; ``None`` while it is under way."""
         endings = ("Promoted", "DeadlineExceeded", self.record.reason if self.record else "Promoted")
-        return next((entry for entry in reversed(self.status.history) if entry.reason in endings), None)
+        return next((entry for entry in reversed(self.history) if entry.reason in endings), None)
 
     @property
     def outcome(self) -> Outcome:
@@ -175,6 +176,7 @@ class ImaginedRollout:
             raise RuntimeError(f"no end after {MOST_PASSES} passes; the last: {self.moments[-1].message}")
         judgement = self._judgement(readings) if self._judged else None
         decision = decide(self.spec, self.status, self._observation(readings), self.now, self.settings)
+        self.history += [entry for entry in decision.status.history if entry not in self.status.history]
         self.status = decision.status
         for action in decision.actions:
             match action:

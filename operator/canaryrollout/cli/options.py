@@ -16,6 +16,7 @@ from typing import Annotated, Final, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from canaryrollout.api.quantities import parse_duration, parse_percent
 from canaryrollout.cli.manifest import Manifest, ManifestError, read_manifest
@@ -49,6 +50,12 @@ def console() -> Console:
     if sys.stdout.isatty():
         return Console(highlight=False)
     return Console(highlight=False, color_system=None, width=WIDTH)
+
+
+def progress() -> Progress:
+    """Return a bar on standard error; none where nobody watches."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def manifest_of(file: str, name: str) -> Manifest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,13 +11,21 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from canaryrollout.cli import advice, simulate_report
 from canaryrollout.cli.advice import Case
 from canaryrollout.cli.imagined import Outcome
-from canaryrollout.cli.options import Form, ManifestFile, ManifestName, Output, PlotFile, console, manifest_of, refuse
+from canaryrollout.cli.options import (
+    Form,
+    ManifestFile,
+    ManifestName,
+    Output,
+    PlotFile,
+    console,
+    manifest_of,
+    progress,
+    refuse,
+)
 from canaryrollout.cli.options import duration as duration_of
 from canaryrollout.cli.options import share as share_of
 from canaryrollout.cli.simulation import Question, Run, Scenario, play_all, replay, summarize
@@ -166,14 +173,11 @@ def _scenarios(question: Question, canary: Version | None) -> list[Scenario]:
 def _play(scenarios: Sequence[Scenario], runs: int, jobs: int) -> list[list[Run]]:
     """Play all runs, with a bar where somebody watches."""
     played: defaultdict[int, list[Run]] = defaultdict(list)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    parts = play_all(scenarios, runs, jobs)
-    with progress:
-        task = progress.add_task("rollouts", total=runs * len(scenarios))
-        for index, part in parts:
+    with progress() as bar:
+        task = bar.add_task("rollouts", total=runs * len(scenarios))
+        for index, part in play_all(scenarios, runs, jobs):
             played[index] += part
-            progress.advance(task, len(part))
+            bar.advance(task, len(part))
     return [sorted(played[index], key=lambda run: run.number) for index in range(len(scenarios))]
 
 

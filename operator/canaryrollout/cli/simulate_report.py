@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from canaryrollout.api.quantities import format_duration
@@ -122,8 +123,8 @@ def print_tables(
     out.print(_outcomes(cases))
     out.print(_steps(question, cases[0]))
     for warning in warnings:
-        out.print(f"[yellow]![/] {warning}")
-    out.print(f"[bold]{verdict}[/]")
+        out.print(f"[yellow]![/] {escape(warning)}")
+    out.print(f"[bold]{escape(verdict)}[/]")
 
 
 def _outcomes(cases: Sequence[Case]) -> Table:

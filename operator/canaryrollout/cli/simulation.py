@@ -21,6 +21,7 @@ from canaryrollout.api.status import Verdict
 from canaryrollout.cli.imagined import ImaginedRollout, Moment, Outcome
 from canaryrollout.cli.manifest import Manifest
 from canaryrollout.cli.traffic import ImaginedProvider, Traffic, Version
+from canaryrollout.domain.settings import DomainSettings
 
 START: Final = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 CHUNK: Final = 10
@@ -184,7 +185,8 @@ def replay(scenario: Scenario, number: int, *, judged: bool = False) -> tuple[Im
     """
     rng = Random(f"{scenario.seed}/{number}")  # noqa: S311 - a simulation, repeatable on purpose
     start = START + rng.random() * scenario.spec.analysis.interval
-    rollout = ImaginedRollout(scenario.spec, scenario.stable, scenario.namespace, start, scenario.lag, judged=judged)
+    settings = DomainSettings(lag={scenario.spec.analysis.provider: scenario.lag})
+    rollout = ImaginedRollout(scenario.spec, scenario.stable, scenario.namespace, start, settings, judged=judged)
     provider = ImaginedProvider(scenario.traffic, scenario.spec, scenario.lag, rng)
     while rollout.ended is None:
         weight = rollout.weight
