@@ -25,6 +25,7 @@ from canaryrollout.cli.options import (
     PlotFile,
     console,
     manifest_of,
+    progress,
     refuse,
 )
 from canaryrollout.cli.options import moment as moment_of
@@ -172,16 +173,9 @@ async def _replay(
     source = PrometheusSource(asked, CollectorRegistry())
     past = PastProvider(source, asked[spec.analysis.provider].lag, end)
     rollout = ImaginedRollout(spec, stable, namespace, begin, timing, in_effect_at_once=True, judged=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     try:
-        with progress:
-            task = progress.add_task("window", total=(end - begin).total_seconds())
+        with progress() as bar:
+            task = bar.add_task("seconds of the window", total=round((end - begin).total_seconds()))
             while rollout.ended is None and rollout.now <= end:
                 rollout.look(await past.answer(rollout.needs(), rollout.now))
                 bar.update(task, completed=round((rollout.now - begin).total_seconds()))
