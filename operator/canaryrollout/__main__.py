@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from canaryrollout.cli import providers
 from canaryrollout.cli.backtest import backtest
 from canaryrollout.cli.offline import crd, version
 from canaryrollout.cli.simulate import simulate
@@ -22,6 +23,7 @@ app.command()(version)
 app.command()(crd)
 app.command()(simulate)
 app.command()(backtest)
+app.add_typer(providers.app)
 
 
 def main() -> None:
