@@ -129,6 +129,7 @@ class World:
             answered yet.
         restarted: Whether the operator has just started, and has no evidence at hand.
         canary_seen: Whether the provider has any series of the canary.
+        skews: Shares of the canary in traffic whatever its weight, and since when; see `show`.
         metric: Values of the user's own queries, by name and time; ``None`` where there is no data.
         refusing: Names of objects that refuse every write of the operator.
         crash_at: Number of the write at which the operator dies.
@@ -145,6 +146,7 @@ class World:
     found: dict[str, Any] | None = field(default_factory=dict)
     restarted: bool = False
     canary_seen: bool = True
+    skews: list[tuple[datetime, int | None]] = field(default_factory=list)
     metric: Callable[[str, datetime], int | None] = one
     api: bool = True
     claims: tuple[Claim, ...] = ()
@@ -194,6 +196,10 @@ class World:
     def condition(self, kind: str) -> Condition:
         """Return a condition."""
         return next(c for c in self.state.conditions if c.type == kind)
+
+    def show(self, share: int | None) -> None:
+        """Let the canary have a share of traffic from now on, whatever its weight; ``None``: its weight again."""
+        self.skews.append((self.now, share))
 
     def apply(self, **fields: Any) -> None:
         """Edit the spec as a user would."""
@@ -348,6 +354,8 @@ class World:
 
     def _block(self, request: EvidenceRequest, start: datetime, end: datetime) -> Block:
         weight = next((w for at, w in reversed(self.weights) if at <= start), 0)
+        skew = next((share for at, share in reversed(self.skews) if at <= start), None)
+        weight = weight if skew is None else skew
         requests = math.floor(self.rps * (end - start).total_seconds())
         canary, stable = round(requests * weight / 100), round(requests * (100 - weight) / 100)
         canary = canary if self.canary_seen else 0

@@ -20,6 +20,7 @@ from canaryrollout.domain.observation import Observation
 from tests.world import HOST, SETTINGS, Crash, World, destination, destination_rule, spec, virtual_service
 
 HOLD = timedelta(seconds=30)
+MILLISECOND = timedelta(milliseconds=1)
 
 
 def healthy() -> World:
@@ -196,7 +197,8 @@ def test_traffic_is_not_pinned_to_a_stable_version_that_is_gone() -> None:
 
 
 class Watched(World):
-    """A world that checks each raise against the promise: only after the present weight passed."""
+    """A world that checks each raise against the promises: only after the present weight passed, and never the first
+    one without a provider that can judge it."""
 
     def _act(self, action: Action) -> None:
         if isinstance(action, SetWeights):
@@ -206,6 +208,12 @@ class Watched(World):
                 share = route.weights.get(subset or "", 0)
                 if record is not None and self.state.stable_version != record.version and share:
                     passed = not record.weight or bool(record.finished and record.finished[-1].weight == record.weight)
+                    decided_now = record.target is not None and self.now - record.target.set_at < MILLISECOND
+                    if share > record.weight == 0 and decided_now and not record.promote:
+                        assert self.found is not None
+                        assert self.prometheus
+                        assert not self.restarted
+                        assert not self.found.get("edge_problem")
                     if share > record.weight and not record.promote:
                         assert passed
                         assert not record.weight or self.now - self.weights[-1][0] >= HOLD + SETTINGS.lag["default"]
@@ -271,6 +279,14 @@ def _split(shares: list[tuple[str, int]]) -> Callable[[World], None]:
     return change
 
 
+def _analyse(**fields: object) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        analysis = world.rollout.analysis.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        world.apply(analysis=analysis | fields)
+
+    return change
+
+
 HAPPENINGS: dict[str, Callable[[World], None]] = {
     "nothing": lambda world: None,
     "spec back to v1": _set(version="v1"),
@@ -283,6 +299,20 @@ HAPPENINGS: dict[str, Callable[[World], None]] = {
     "drift to 80": _drift(80),
     "prometheus gone": _have("prometheus", False),
     "prometheus back": _have("prometheus", True),
+    "the operator forgets": _have("restarted", True),
+    "the operator knows again": _have("restarted", False),
+    "threshold is no edge": _have("found", {"edge_problem": "300ms is no bucket edge"}),
+    "stable version has no series": _have("found", {"versions": ("latest",)}),
+    "host has no series": _have("found", {"host_series": False, "versions": ()}),
+    "preflight unanswered": _have("found", None),
+    "preflight fine": _have("found", {}),
+    "traffic contradicts the weight": lambda world: world.show(60),
+    "traffic shows the weight": lambda world: world.show(None),
+    "convergence required": _analyse(requireConvergence="Required"),
+    "convergence not required": _analyse(requireConvergence="NotRequired"),
+    "no data is a no": _analyse(onNoData="Rollback"),
+    "no series of the canary": _have("canary_seen", False),
+    "series of the canary": _have("canary_seen", True),
     "canary dies": _have("ready", {"v1": 2}),
     "stable dies": _have("ready", {"v2": 2, "v3": 2}),
     "all ready": _have("ready", {"v1": 2, "v2": 2, "v3": 2}),
@@ -323,6 +353,10 @@ def test_whatever_happens_promises_hold_and_it_comes_to_an_end(
         "all ready",
         "API server back",
         "prometheus back",
+        "the operator knows again",
+        "preflight fine",
+        "series of the canary",
+        "convergence not required",
         "unpaused",
         "no errors",
         "route accepts writes",
@@ -358,6 +392,7 @@ def test_the_same_input_has_the_same_answer(passes: int, happening: str) -> None
         evidence=world._evidence(wanted.evidence),
         opening=world._evidence(wanted.opening),
         baseline=world._evidence(wanted.baseline),
+        preflight=world._preflight(wanted.preflight),
     )
     first = decide(world.rollout, status, observation, world.now, SETTINGS)
     assert decide(world.rollout, status, observation, world.now, SETTINGS) == first

@@ -502,7 +502,7 @@ class TestMeshTrouble:
 
     def test_a_share_that_contradicts_the_weight_is_a_finding_and_the_hold_starts_after_it(self) -> None:
         world = at(10)
-        world.weights.append((world.now, 60))
+        world.show(60)
         world.run(until=lambda w: w.state.rollout is not None and w.state.rollout.in_effect_at is not None)
         assert "ShareContradicts" in history(world)
         record = world.state.rollout

@@ -38,6 +38,8 @@ class TestObjection:
         assert world.condition("AnalysisHealthy").reason == reason
         assert world.events.count(reason) == 1
         assert untouched(world)
+        writes = len(world.writes)
+        assert len(world.run(300).writes) == writes
 
     def test_it_heals_by_itself(self, found: dict[str, Any], reason: str, words: str) -> None:
         world = World(found=found).run(120)

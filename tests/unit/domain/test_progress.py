@@ -22,7 +22,7 @@ def at(weight: int, **fields: Any) -> World:
 def contradicted(**analysis: Any) -> World:
     """Return a world in which weight 10 was written, and traffic shows 60 %."""
     world = at(10, rollout=spec(analysis=ANALYSIS | analysis))
-    world.weights.append((world.now, 60))
+    world.show(60)
     return world
 
 
@@ -118,7 +118,7 @@ class TestConvergence:
 
     def test_required_goes_on_once_traffic_shows_the_weight(self) -> None:
         world = contradicted(requireConvergence="Required").run(300)
-        world.weights.append((world.now, 10))
+        world.show(None)
         assert world.run().phase is Phase.STABLE
 
     def test_required_no_more_starts_the_analysis(self) -> None:
