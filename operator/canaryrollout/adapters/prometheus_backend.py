@@ -154,24 +154,24 @@ class Backend:
         if failure.outcome not in UNCLEAR or getattr(failure, "retry_after", None) is not None:
             self._failed(failure)
             return False
-        if await self._answers(at):
+        silence = await self._silence(at)
+        if silence is None:
+            self._answered()
             return True
         self._failed(failure)
+        self._failed(silence)
         return False
 
-    async def _answers(self, at: datetime) -> bool:
-        """Return whether the provider answers a harmless query, and note it."""
+    async def _silence(self, at: datetime) -> QueryFailed | None:
+        """Return why the provider does not answer a harmless query; ``None`` when it does."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await self.server.at(HARMLESS, at)
         except TimeoutError:
-            self._failed(QueryFailed("Timeout", f"{self.provider.url} does not answer within {PATIENCE:g} s"))
+            return QueryFailed("Timeout", f"{self.provider.url} does not answer within {PATIENCE:g} s")
         except QueryFailed as failure:
-            self._failed(failure)
-        else:
-            self._answered()
-            return True
-        return False
+            return failure
+        return None
 
     def _answered(self) -> None:
         self.breaker.succeeded()
@@ -182,10 +182,10 @@ class Backend:
             return
         closed = not self.breaker.is_open
         self.breaker.failed(failure, self.now())
+        self._availability.show(self.provider.name, up=not self.breaker.is_open)
         if not (closed and self.breaker.is_open):
             return
         _log.warning("provider is away", provider=self.provider.name, error=self.breaker.reason)
-        self._availability.show(self.provider.name, up=False)
         self._counting.forget()
         now = self.now()
         for entry in self._entries.values():
@@ -208,7 +208,11 @@ class Backend:
         """Ask now and then whether the provider is back, as long as anybody needs it; then fetch everything due."""
         while self.breaker.is_open and any(entry.live(self.now()) for entry in self._entries.values()):
             await asyncio.sleep(self.breaker.pause)
-            await self._answers(self.now())
+            silence = await self._silence(self.now())
+            if silence is None:
+                self._answered()
+            else:
+                self._failed(silence)
         if not self.breaker.is_open:
             _log.info("provider is back", provider=self.provider.name)
             for entry in self._entries.values():

@@ -53,7 +53,7 @@ class Breaker:
     Attributes:
         is_open: Whether nothing is asked.
         since: Time of the first failure since the last answer; ``None`` where there was none.
-        reason: The last failure, for people; while open, the one that opened it.
+        reason: Why it does not answer, for people: the first failure since the last answer, or of another kind.
         pause: Seconds until the next harmless question, while open.
     """
 
@@ -82,7 +82,7 @@ class Breaker:
             return
         self._failures += 1
         self.since = self.since or now
-        if not self.is_open or failure.outcome != self._outcome:  # a text that changes with each try would be noise
+        if failure.outcome != self._outcome:  # a text that changes with each try would be noise
             self.reason, self._outcome = str(failure), failure.outcome
         if self.is_open:
             self.pause = min(self.pause * 2, LONGEST_PAUSE)
