@@ -6,9 +6,11 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lab.mesh import Lab
 from tests.cluster.program import Program
@@ -202,3 +204,36 @@ def test_an_address_that_is_taken_ends_it_with_status_1(apiserver: Lab, namespac
         with Program(apiserver.kubeconfig, *flags(namespace), "--http-port", port) as second:
             assert second.process.wait(30) == 1
             assert port in second.said("giving up")[0]["error"]
+
+
+def test_providers_change_while_it_runs(apiserver: Lab, namespace: str, tmp_path: Path) -> None:
+    apply_mesh(apiserver, namespace)
+    file = tmp_path / "config.yaml"
+
+    def write(**settings: Any) -> None:
+        (tmp_path / "next.yaml").write_text(yaml.safe_dump(settings))
+        (tmp_path / "next.yaml").rename(file)
+
+    def message() -> str:
+        return str(status(apiserver, namespace).get("message", ""))
+
+    here = {"namespaces": [namespace], "leaderElection": {"namespace": namespace}}
+    first = {"default": {"url": "http://127.0.0.1:9"}}
+    write(**here, providers=first)
+    apply_rollout(apiserver, namespace, version="v2", analysis={"provider": "later"})
+    result = ("canaryrollout_config_last_reload_successful",)
+    with Program(apiserver.kubeconfig, "--config", str(file)) as program:
+        program.wait(lambda: "later, which the administrator has not defined" in message(), "the provider is missed")
+        write(**here, providers=first | {"later": {"url": "http://127.0.0.1:9"}})
+        program.wait(lambda: "has not defined" not in message(), "taken in", 10)
+        assert program.said("providers have changed")[0]["added"] == ["later"]
+        assert program.metrics()[result] == 1
+        write(**here, workers=2, providers={"later": {"url": "nowhere"}})
+        program.wait(lambda: program.metrics()[result] == 0, "refused", 10)
+        (said,) = program.said("settings cannot be used, what was good before goes on")
+        assert said["problems"][0].startswith("providers.later.url is 'nowhere'")
+        assert program.probe("/readyz") == (200, "ok")
+        write(**here, workers=2, providers=first)
+        program.wait(lambda: "later, which the administrator has not defined" in message(), "gone again", 10)
+        assert program.said("settings have changed that need a restart")[0]["settings"] == ["workers"]
+        assert program.metrics()[result] == 1
