@@ -33,7 +33,7 @@ conditions  name=REGEX namespace=NAME path=REGEX method=METHOD
             n=3 (the third that matches), n=3-5, n=3-, every=2
             from=10s for=30s (since the rule was made; what comes earlier or later is not counted)
 effects     delay=2s          answer late
-            hang, hang=30s    do not answer (until the client gives up; for so long)
+            hang              do not answer until the rule ends, or the client gives up; then go on
             drop              close the connection before an answer
             cut, cut=100      close it in the middle of the answer (after so many bytes; a watch: after so many events)
             answer=503        answer this; details: reason=WORD message=TEXT retry-after=SECONDS
@@ -266,7 +266,7 @@ class _Words:
         after = name.endswith(_AFTER)
         if after and fault not in _EITHER_SIDE:
             raise ValueError(f"{fault} cannot come {_AFTER[1:]}; it is always made of the API server's own answer")
-        timed = fault in (Fault.DELAY, Fault.HANG, Fault.STOP)
+        timed = fault in (Fault.DELAY, Fault.STOP)
         pid = self.take("pid")
         retry_after = self.take("retry-after")
         effect = Effect(

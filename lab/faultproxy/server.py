@@ -11,7 +11,9 @@ import itertools
 import json
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector, web
@@ -153,17 +155,18 @@ class Proxy:
         number = self._journal.begin(time.time(), call, armed.rule.text if armed else "")
         started = time.monotonic()
         try:
-            return await self._serve(request, call, armed.rule.effect if armed else None, number)
+            return await self._serve(request, call, armed, number)
         finally:
             self._journal.change(number, seconds=time.monotonic() - started)
             self._journal.tell(number)
 
-    async def _serve(self, request: web.Request, call: Call, effect: Effect | None, number: int) -> web.StreamResponse:
+    async def _serve(self, request: web.Request, call: Call, armed: Armed | None, number: int) -> web.StreamResponse:
+        effect = armed.rule.effect if armed is not None else None
         body = await request.read()
         if call.writes:
             self._journal.change(number, body=_json(body))
-        if effect is not None and not effect.after:
-            made = await self._disturb(request, call, effect)
+        if armed is not None and not armed.rule.effect.after:
+            made = await self._disturb(request, call, armed)
             if made is not None:
                 return self._answered(number, made)
         try:
@@ -178,22 +181,24 @@ class Proxy:
             return self._answered(number, _made(answer(502, call, message=message)))
         if call.writes:
             self._journal.change(number, version=_version(content))
-        if effect is not None and effect.after:
-            made = await self._disturb(request, call, effect)
+        if armed is not None and armed.rule.effect.after:
+            made = await self._disturb(request, call, armed)
             if made is not None:
                 return self._answered(number, made)
         if effect is not None and effect.fault is Fault.CUT:
             return await self._cut(request, response, content, effect)
         return self._answered(number, web.Response(status=response.status, headers=_kept(response), body=content))
 
-    async def _disturb(self, request: web.Request, call: Call, effect: Effect) -> web.Response | None:
+    async def _disturb(self, request: web.Request, call: Call, armed: Armed) -> web.Response | None:
         """Do what comes before or after the API server's part; return an answer of our own where there is to be one."""
+        effect = armed.rule.effect
         match effect.fault:
             case Fault.DELAY:
-                await _while_connected(request, effect.seconds)
+                ends = time.monotonic() + (effect.seconds or 0.0)
+                await _while_connected(request, lambda: time.monotonic() < ends)
             case Fault.HANG:
-                await _while_connected(request, effect.seconds)
-                return _closed(request)
+                await _while_connected(request, armed.is_open)
+                return None if _connected(request) else _closed(request)
             case Fault.DROP:
                 return _closed(request)
             case Fault.ANSWER:
@@ -334,10 +339,9 @@ def _connected(request: web.Request) -> bool:
     return request.transport is not None and not request.transport.is_closing()
 
 
-async def _while_connected(request: web.Request, seconds: float | None) -> None:
-    until = None if seconds is None else time.monotonic() + seconds
-    while _connected(request) and (until is None or time.monotonic() < until):  # noqa: ASYNC110 - a transport has no event
-        await asyncio.sleep(_POLL if until is None else max(0.0, min(_POLL, until - time.monotonic())))
+async def _while_connected(request: web.Request, lasts: Callable[[], bool]) -> None:
+    while _connected(request) and lasts():  # noqa: ASYNC110 - neither a transport nor a time window has an event
+        await asyncio.sleep(_POLL)
 
 
 async def _quietly(sending: Any) -> bool:
@@ -350,14 +354,23 @@ async def _quietly(sending: Any) -> bool:
 
 
 async def _signal(process: Process | None, number: signal.Signals) -> None:
-    """Send a signal, and wait until a killed process runs no more: it must not send another request."""
+    """Send a signal, and wait until it has told: the process must not send another request."""
     pid = process() if process is not None else None
     record = Record.of(pid) if pid is not None else None
     if record is None or not record.signal(number):
         return
     deadline = time.monotonic() + _LAST_BREATH
-    while number is signal.SIGKILL and record.alive() and time.monotonic() < deadline:  # noqa: ASYNC110 - nor has a process
+    while not _halted(record) and time.monotonic() < deadline:  # noqa: ASYNC110 - a process has no event
         await asyncio.sleep(0.001)
+
+
+def _halted(record: Record) -> bool:
+    """Whether a process is stopped, or gone."""
+    try:
+        stat = Path(f"/proc/{record.pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "TXZ" or not record.alive()
 
 
 def _made(content: Answer) -> web.Response:

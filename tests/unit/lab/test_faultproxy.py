@@ -216,6 +216,17 @@ async def test_a_hanging_request_lasts_as_long_as_the_client(
         await asyncio.sleep(0.01)
 
 
+async def test_a_hanging_request_goes_on_when_the_fault_ends(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    rule = proxy.rule("patch for=200ms hang")
+    assert [(await patch(client))[0] for _ in range(2)] == [200, 200]
+    waited, _ = (entry.seconds for entry in proxy.entries())
+    assert waited is not None
+    assert waited > 0.1
+    assert rule.hits == 1
+
+
 async def test_a_cut_answer_ends_in_the_middle(proxy: FaultProxy, client: aiohttp.ClientSession) -> None:
     proxy.rule("get cut=100")
     async with client.get(REVIEWS) as answer:
