@@ -84,19 +84,32 @@ def steps_seen(moments: Sequence[Moment]) -> tuple[StepSeen, ...]:
 
 
 def verdict(replayed: Replayed) -> str:
-    """Say in a sentence or two what the operator would have done, when and why."""
+    """Say in a sentence what the operator would have done, when and why."""
     rollout, version = replayed.rollout, replayed.rollout.spec.version
     ended = rollout.ended
     if ended is None:
-        left = f"is not done with {version} at {replayed.end:%H:%M:%S} UTC, when the window ends"
-        return f"The operator {left}: at weight {rollout.weight}, {rollout.reason}: {rollout.status.message}."
+        at = f"weight {rollout.weight}, {rollout.reason}" if rollout.weight else rollout.reason
+        return (
+            f"The operator would not be done with {version} at {replayed.end:%H:%M:%S} UTC, when the window ends: "
+            f"{at}: {why(replayed)}."
+        )
     when = f"at {ended.time:%Y-%m-%d %H:%M:%S} UTC, {words(ended.time - replayed.begin)} after it began"
     did = {
         Outcome.PROMOTED: f"would have promoted {version} {when}",
-        Outcome.TAKEN_BACK: f"would have taken {version} back {when}, at weight {ended.weight}",
-        Outcome.OUT_OF_TIME: f"would have met the deadline of {version} {when}, at weight {ended.weight}",
+        Outcome.TAKEN_BACK: f"would have taken {version} back {when}",
+        Outcome.OUT_OF_TIME: f"would have met the deadline of {version} {when}",
     }[rollout.outcome]
-    return f"The operator {did}: {ended.message}."
+    return f"The operator {did}: {why(replayed)}."
+
+
+def why(replayed: Replayed) -> str:
+    """Return what the end was decided by, or what is waited for, with the newest numbers."""
+    rollout, ended = replayed.rollout, replayed.rollout.ended
+    if ended is not None:
+        record = rollout.record
+        return record.explanation if record is not None and record.reason else ended.message
+    last = rollout.moments[-1].judgement if rollout.moments else None
+    return last.message if last is not None else rollout.status.message
 
 
 def notes(replayed: Replayed) -> Iterator[str]:
@@ -104,7 +117,7 @@ def notes(replayed: Replayed) -> Iterator[str]:
     for step in steps_seen(replayed.rollout.moments):
         ratio = (step.share or 0.0) * 100 / step.weight
         if step.share is not None and not 1 / _MUCH < ratio < _MUCH:
-            pace = f"{ratio:.1f} times as fast as" if ratio > 1 else f"at {ratio:.2g} times the pace at which"
+            pace = f"{ratio:.1f} times as fast as" if ratio > 1 else f"{1 / max(ratio, 0.01):.1f} times as slowly as"
             yield (
                 f"at weight {step.weight} the canary really had {percent(step.share)} of the requests: evidence came "
                 f"{pace} it would have"
@@ -128,7 +141,7 @@ def document(replayed: Replayed) -> dict[str, Any]:
         "secondsAfterBegin": round((ended.time - replayed.begin).total_seconds(), 1) if ended else None,
         "weight": ended.weight if ended else rollout.weight,
         "reason": ended.reason if ended else rollout.reason,
-        "message": ended.message if ended else rollout.status.message,
+        "message": why(replayed),
         "steps": [
             {
                 "weight": step.weight,
