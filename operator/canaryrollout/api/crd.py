@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from canaryrollout.api.quantities import format_duration
+from canaryrollout.api.quantities import format_duration, format_percent
 from canaryrollout.api.rules import JsonSchema
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
@@ -152,10 +153,12 @@ def _spec_schema() -> JsonSchema:
 
 
 class _ApiJsonSchema(GenerateJsonSchema):
-    """Spells defaults as the API does; pydantic's own way with a duration is ISO 8601."""
+    """Spells defaults as the API does; pydantic's own way is ISO 8601 with a duration, and ``19/20`` with a share."""
 
     def encode_default(self, dft: Any) -> Any:
-        return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+        if isinstance(dft, timedelta):
+            return format_duration(dft)
+        return format_percent(dft) if isinstance(dft, Fraction) else super().encode_default(dft)
 
 
 def model_schema(model: type[BaseModel]) -> JsonSchema:
