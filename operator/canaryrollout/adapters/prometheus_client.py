@@ -23,6 +23,7 @@ from prometheus_api_client import PrometheusConnect
 from prometheus_api_client.exceptions import PrometheusApiClientException
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from canaryrollout.adapters.prometheus_counts import milliseconds_of
@@ -196,7 +197,7 @@ class PrometheusClient:
                 message = hide(f"cannot ask {self.provider.url}: {_cause(error)}")
                 raise QueryFailed("Unreachable", message) from None  # what the error itself holds is not shown
             failure = _failure(response, self.provider)
-            raise QueryFailed(failure.outcome, hide(str(failure))) from None
+            raise QueryFailed(failure.outcome, hide(str(failure)), retry_after=failure.retry_after) from None
         return _answer(result, self._session.answered(), self._session.credentials.hide)
 
 
@@ -243,5 +244,16 @@ def _failure(response: requests.Response, provider: Provider) -> QueryFailed:
     if code in {400, 422}:
         return QueryFailed("BadQuery", f"Prometheus cannot run the query: {said}")
     if code != 200:
-        return QueryFailed("ServerError", f"{provider.url} answers {code}: {said}")
+        return QueryFailed("ServerError", f"{provider.url} answers {code}: {said}", retry_after=_patience(response))
     return QueryFailed("BadAnswer", f"{provider.url} answers with something that is no Prometheus result")
+
+
+def _patience(response: requests.Response) -> float | None:
+    """Return for how many seconds a server that has too much to do asks to be left alone."""
+    wish = response.headers.get("Retry-After", "")
+    if response.status_code not in {429, 503} or not wish:
+        return None
+    try:
+        return Retry(total=0).parse_retry_after(wish)
+    except InvalidHeader:
+        return None

@@ -41,11 +41,13 @@ class QueryFailed(RuntimeError):  # noqa: N818 - reads as what happened
         outcome: ``Timeout``, ``Unreachable``, ``Refused`` (credentials), ``NoCredentials`` (a file with credentials or
             certificates cannot be used, nothing was sent), ``BadQuery`` (it can never succeed), ``ServerError`` or
             ``BadAnswer``.
+        retry_after: For how many seconds the server asked to be left alone; ``None`` where it did not.
     """
 
-    def __init__(self, outcome: str, message: str) -> None:
+    def __init__(self, outcome: str, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,25 @@ async def test_what_is_no_answer(
     assert queries(registry, outcome) == 1
 
 
+@pytest.mark.parametrize(
+    ("reply", "seconds"),
+    [
+        (Reply(429, b"", {"Retry-After": "30"}), 30),
+        (Reply(503, b"", {"Retry-After": "Thu, 01 Jan 2026 00:00:00 GMT"}), 0),
+        (Reply(503, b"", {"Retry-After": "soon"}), None),
+        (Reply(503, b""), None),
+        (Reply(500, b"", {"Retry-After": "30"}), None),
+    ],
+)
+async def test_wish_to_be_left_alone_is_handed_on(
+    stub: Stub, client: PrometheusClient, reply: Reply, seconds: float | None
+) -> None:
+    stub.reply = lambda _: reply
+    with pytest.raises(QueryFailed) as failed:
+        await client.at("up", T0)
+    assert failed.value.retry_after == seconds
+
+
 async def test_server_that_is_not_there(registry: CollectorRegistry) -> None:
     with socket.socket() as held:  # bound, not listening: connections are refused
         held.bind(("127.0.0.1", 0))
