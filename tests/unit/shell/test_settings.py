@@ -1,16 +1,21 @@
+import re
 import traceback
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from canaryrollout.adapters.prometheus_provider import BasicAuth, CustomQueries, Provider
+from canaryrollout.api.quantities import format_duration
 from canaryrollout.shell.main import domain_settings, engine_settings, lease_settings, providers
+from canaryrollout.shell.provider_settings import ProviderSettings
 from canaryrollout.shell.settings import (
     LogFormat,
     Settings,
     SettingsError,
+    camel,
     load,
     own_namespace,
     this_replica,
@@ -217,6 +222,34 @@ def test_everything_about_a_provider_reaches_it(tmp_path: Path) -> None:
     left = {"bearer_token_file", "insecure_skip_verify"}  # these exclude others
     assert changed == {field.name for field in fields(Provider)} - left, "the example has every setting"
     assert found.credentials == ("client certificate", "basic auth", "headers")
+
+
+DOCUMENTED = (Path(__file__).parents[3] / "docs" / "providers.md").read_text()
+
+
+def test_every_setting_of_a_provider_is_documented_with_its_default() -> None:
+    rows = [row.split("|") for row in DOCUMENTED.splitlines() if row.startswith("| `")]
+    names = {name: row[2].strip().strip("`") for row in rows for name in re.findall(r"`(\w+)`", row[1])}
+    fields_ = ProviderSettings.model_fields
+    spelled = {camel([name]): name for name in fields_}
+    assert spelled.keys() <= names.keys()
+    plain = load(None, {"providers": {"p": {"url": "http://p"}}}).providers["p"]
+    for name, default in ((name, names[name]) for name in spelled if name not in ("url", "lag", "namespaces")):
+        value = plain.model_dump(mode="json")[spelled[name]]
+        assert default == ("" if value in (None, {}) else str(value).lower() if value is False else str(value)), name
+    assert names["lag"] == format_duration(plain.effective_lag)
+
+
+def test_the_examples_of_the_documentation_are_settings_that_work(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    seen: set[str] = set()
+    for block in re.findall(r"```yaml\n(.*?)```", DOCUMENTED, flags=re.DOTALL):
+        content = yaml.safe_load(block)
+        if "providerSecrets" in content or "extraVolumes" in content:
+            continue
+        path.write_text(yaml.safe_dump(content if "providers" in content else {"providers": content}))
+        seen |= load(path, {}).providers.keys()
+    assert {"default", "thanos", "thanos-tls", "team-a", "grafana-cloud"} <= seen
 
 
 PLAIN = Provider("default", "http://p")
