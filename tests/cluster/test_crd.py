@@ -165,6 +165,9 @@ def test_defaults_are_those_of_the_design_and_none_is_in_a_list_item(cluster: La
         "readiness": {"minReady": 1, "unreadyGrace": "10s"},
         "analysis": {
             "provider": "default",
+            "confidence": "95%",
+            "assurance": "Standard",
+            "requireConvergence": "NotRequired",
             "interval": "10s",
             "minRequests": 100,
             "metrics": [{"name": "a", "query": "up", "max": "1"}],

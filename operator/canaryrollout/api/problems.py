@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -127,9 +127,12 @@ def _duplicates(spec: CanaryRolloutSpec) -> Iterator[Problem]:
     for index, reference in enumerate(references):
         yield from _repeated(f"spec.istio.virtualServices[{index}].routes", "", list(reference.routes))
     yield from _repeated("spec.analysis.metrics", "name", [metric.name for metric in spec.analysis.metrics])
+    if spec.analysis.error_rate is not None:
+        faults = list(spec.analysis.error_rate.grpc_server_faults)
+        yield from _repeated("spec.analysis.errorRate.grpcServerFaults", "", faults)
 
 
-def _repeated(path: str, key: str, names: list[str]) -> Iterator[Problem]:
+def _repeated(path: str, key: str, names: Sequence[object]) -> Iterator[Problem]:
     for index, name in enumerate(names):
         if name in names[:index]:
             member = f".{key}" if key else ""

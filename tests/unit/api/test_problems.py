@@ -55,7 +55,8 @@ def test_the_value_shown_is_that_of_the_field_the_message_is_about() -> None:
         "spec.progressDeadline is '5s': must not be shorter than analysis.interval: no step could pass",
     )
     assert found("spec.analysis.errorRate", {}) == (
-        "spec.analysis.errorRate is {}: must have a limit: set max (such as 1%), maxRelative (such as 150%) or both",
+        "spec.analysis.errorRate is {grpcServerFaults: [2, 4, 12, 13, 14, 15]}: "
+        "must have a limit: set max (such as 1%), maxRelative (such as 150%) or both",
     )
 
 
