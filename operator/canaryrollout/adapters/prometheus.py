@@ -22,7 +22,7 @@ from canaryrollout.adapters.prometheus_breaker import Availability
 from canaryrollout.adapters.prometheus_client import Metrics, PrometheusClient
 from canaryrollout.adapters.prometheus_entry import Entry
 from canaryrollout.adapters.prometheus_own import Asks
-from canaryrollout.adapters.prometheus_preflight import Check, look
+from canaryrollout.adapters.prometheus_preflight import Check
 from canaryrollout.adapters.prometheus_provider import Provider
 from canaryrollout.domain.evidence import Evidence, EvidenceRequest, Preflight, PreflightRequest
 
@@ -106,7 +106,7 @@ class PrometheusSource:
         if check.due(now):
             backend = self._backend(request.provider)
             backend.tell(now)
-            check.asking = backend.start(self._check(check, backend, now))
+            check.asking = backend.start(self._check(check, backend))
         return check.answer
 
     def reconfigure(self, providers: Mapping[str, Provider]) -> None:
@@ -140,13 +140,9 @@ class PrometheusSource:
         self._backends.clear()
         await asyncio.gather(*self._closing, return_exceptions=True)
 
-    async def _check(self, check: Check, backend: Backend, now: datetime) -> None:
+    async def _check(self, check: Check, backend: Backend) -> None:
         try:
-            if backend.breaker.is_open:
-                since = backend.breaker.since
-                answer = Preflight(check.request, error=backend.breaker.reason, error_since=since)
-            else:
-                answer = await look(backend.server, check.request, now, backend.own_places)
+            answer = await backend.preflight(check.request)
         finally:
             check.asking = None
         if check.take(answer, backend.now()):

@@ -18,10 +18,11 @@ import structlog
 from canaryrollout.adapters.prometheus_batch import Counting
 from canaryrollout.adapters.prometheus_breaker import Availability, Breaker
 from canaryrollout.adapters.prometheus_client import QueryFailed
-from canaryrollout.adapters.prometheus_entry import Entry, Job
+from canaryrollout.adapters.prometheus_entry import LIVE_AT_LEAST, Entry, Job
 from canaryrollout.adapters.prometheus_own import Asks
+from canaryrollout.adapters.prometheus_preflight import look
 from canaryrollout.adapters.prometheus_provider import Provider
-from canaryrollout.domain.evidence import EvidenceRequest
+from canaryrollout.domain.evidence import EvidenceRequest, Preflight, PreflightRequest
 
 GATHER: Final = 0.05
 """For how many seconds due work is gathered before it is sent."""
@@ -85,6 +86,27 @@ class Backend:
                 self._gather(GATHER)
         if not self.breaker.is_open and entry.own.due(now, self.provider.lag):
             self.start(self._ask_own(entry, now))
+
+    async def preflight(self, request: PreflightRequest) -> Preflight:
+        """Find out what has to be known before traffic moves, unless the provider is away.
+
+        Args:
+            request: What has to be known.
+
+        Returns:
+            The answer, or why there is none.
+        """
+        now = self.now()
+        if self.breaker.is_open:
+            self._recover()
+            return Preflight(request, error=self.breaker.reason, error_since=self.breaker.since)
+        try:
+            answer = await look(self.server, request, now, self.own_places)
+        except QueryFailed as failure:
+            await self._there(failure, now)
+            return Preflight(request, error=str(failure), error_since=self.breaker.since)
+        self._answered()
+        return answer
 
     def tell(self, now: datetime) -> None:
         """Take the present time from a caller."""
@@ -206,7 +228,7 @@ class Backend:
 
     async def _until_back(self) -> None:
         """Ask now and then whether the provider is back, as long as anybody needs it; then fetch everything due."""
-        while self.breaker.is_open and any(entry.live(self.now()) for entry in self._entries.values()):
+        while self.breaker.is_open and self._needed():
             await asyncio.sleep(self.breaker.pause)
             silence = await self._silence(self.now())
             if silence is None:
@@ -218,6 +240,11 @@ class Backend:
             for entry in self._entries.values():
                 entry.retry_now()
             self._send()
+
+    def _needed(self) -> bool:
+        """Return whether somebody has asked for something of late."""
+        now = self.now()
+        return now - self._told <= LIVE_AT_LEAST or any(entry.live(now) for entry in self._entries.values())
 
     def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something that ends with the provider's use."""

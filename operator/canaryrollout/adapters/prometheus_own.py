@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from canaryrollout.adapters.prometheus_client import Answer, QueryFailed
 from canaryrollout.adapters.prometheus_counts import milliseconds_of, value_of
-from canaryrollout.adapters.prometheus_provider import CustomQueries, Provider
-from canaryrollout.adapters.prometheus_queries import own_query
-from canaryrollout.domain.evidence import EvidenceRequest, MetricReading, MetricValue, OwnQuery, PreflightRequest
+from canaryrollout.adapters.prometheus_provider import Provider
+from canaryrollout.adapters.promql import QueryRefused, own_query, variables_of
+from canaryrollout.domain.evidence import EvidenceRequest, MetricReading, MetricValue, OwnQuery
 
 MAX_READINGS: Final = 200
 """How many readings of a query are kept: the newest."""
 MAX_PROVISIONAL: Final = 20
 """How many readings that came with a warning, or did not come, are asked for again."""
+UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError)
+"""What reading an answer of the wrong shape raises."""
 
 
 class Asks(Protocol):
@@ -55,6 +58,7 @@ class OwnReadings:
         self.asking = False
         """Whether they are being asked for."""
         self._request = request
+        self._variables = variables_of(request)
         self._settled: dict[str, tuple[MetricReading, ...]] = {}
         self._provisional: dict[str, tuple[MetricReading, ...]] = {}
         self._asked_until: datetime | None = None
@@ -85,9 +89,7 @@ class OwnReadings:
         try:
             ends = self._request.ends(self._request.start, now - server.provider.lag)[-MAX_READINGS:]
             self._asked_until = ends[-1] if ends else self._asked_until
-            found = await asyncio.gather(
-                *(self._one(query, server, ends, places) for query in self._request.queries), return_exceptions=False
-            )
+            found = await asyncio.gather(*(self._one(query, server, ends, places) for query in self._request.queries))
             self.warnings = tuple(dict.fromkeys(warning for warnings in found for warning in warnings))
         finally:
             self.asking = False
@@ -100,11 +102,11 @@ class OwnReadings:
         wanted = [end for end in ends if not settled or end > settled[-1].at]
         if not wanted:
             return ()
-        step = self._request.interval
-        texts = [query.text, *([query.baseline] if query.baseline else [])]
-        answers = await asyncio.gather(
-            *(_values(server, self._request, text, wanted, step, places) for text in texts), return_exceptions=False
-        )
+        where, step = f"analysis.metrics[{query.name}]", self._request.interval
+        questions = [_Question(query.text, self._variables, f"{where}.query", step)]
+        if query.baseline:
+            questions.append(_Question(query.baseline, self._variables, f"{where}.baselineQuery", step))
+        answers = await asyncio.gather(*(question.ask(server, wanted, places) for question in questions))
         values, baselines = answers[0][0], answers[1][0] if query.baseline else None
         readings = tuple(
             MetricReading(at, value, baselines[i] if baselines is not None else None)
@@ -126,50 +128,76 @@ def _answered(readings: Sequence[MetricReading]) -> int:
     return len(readings)
 
 
-async def _values(
-    server: Asks,
-    request: EvidenceRequest,
-    text: str,
-    ends: Sequence[datetime],
-    step: timedelta,
-    places: asyncio.Semaphore,
-) -> tuple[list[MetricValue], tuple[str, ...]]:
-    """Ask one query at each of ``ends``; what goes wrong is said in the values."""
-    try:
-        query = filled_in(text, request, server.provider)
-        async with places:
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A query of the user's own, with what fills its variables in and the field that it is from."""
+
+    text: str
+    variables: Mapping[str, str]
+    field: str
+    step: timedelta
+
+    async def ask(
+        self, server: Asks, ends: Sequence[datetime], places: asyncio.Semaphore
+    ) -> tuple[list[MetricValue], tuple[str, ...]]:
+        """Return the answer at each of ``ends``, and warnings; what goes wrong is said in the values."""
+        try:
+            query = filled_in(self.text, self.variables, server.provider, self.field)
+            async with places:
+                return await self._send(query, server, ends)
+        except QueryRefused as refused:
+            return _everywhere(ends, str(refused), "BadQuery"), ()
+        except QueryFailed as failure:
+            if failure.outcome != "BadQuery":
+                return _everywhere(ends, str(failure), "ProviderError"), ()
             if len(ends) == 1:
-                answer = await server.at(query, ends[0])
-                return [value_of(answer.result_type, answer.result, ends[0])], answer.warnings
-            answer = await server.over(query, ends[0], ends[-1], step)
+                return _everywhere(ends, str(failure), "BadQuery"), ()
+        except UNREADABLE as error:
+            return _everywhere(ends, f"cannot read the answer: {error!r}", "ProviderError"), ()
+        return await self._ask_in_parts(server, ends, places)
+
+    async def _send(
+        self, query: str, server: Asks, ends: Sequence[datetime]
+    ) -> tuple[list[MetricValue], tuple[str, ...]]:
+        if len(ends) == 1:
+            answer = await server.at(query, ends[0])
+            return [value_of(answer.result_type, answer.result, ends[0])], answer.warnings
+        answer = await server.over(query, ends[0], ends[-1], self.step)
         return values_over(answer.result_type, answer.result, ends), answer.warnings
-    except ValueError as error:
-        return [MetricValue(None, at, str(error), "BadQuery") for at in ends], ()
-    except QueryFailed as error:
-        reason = "BadQuery" if error.outcome == "BadQuery" else "ProviderError"
-        return [MetricValue(None, at, str(error), reason) for at in ends], ()
+
+    async def _ask_in_parts(
+        self, server: Asks, ends: Sequence[datetime], places: asyncio.Semaphore
+    ) -> tuple[list[MetricValue], tuple[str, ...]]:
+        """Ask at fewer times at once: a range may be too much for a server although each time is not."""
+        newest, warnings = await self.ask(server, ends[-1:], places)
+        if newest[0].reason in {"BadQuery", "ProviderError"}:
+            return [replace(newest[0], at=end) for end in ends], warnings
+        values: list[MetricValue] = []
+        half = len(ends) // 2
+        for part in (ends[:half], ends[half:-1]):
+            if part:
+                found, more = await self.ask(server, part, places)
+                values, warnings = values + found, warnings + more
+        return values + newest, tuple(dict.fromkeys(warnings))
 
 
-def filled_in(text: str, request: EvidenceRequest | PreflightRequest, provider: Provider) -> str:
+def _everywhere(ends: Sequence[datetime], problem: str, reason: str) -> list[MetricValue]:
+    return [MetricValue(None, at, problem, reason) for at in ends]
+
+
+def filled_in(text: str, variables: Mapping[str, str], provider: Provider, field: str) -> str:
     """Return a query of the user's own as it may be sent to a provider.
 
+    Args:
+        text: The query as the user wrote it.
+        variables: Values of its variables.
+        provider: What the administrator allows.
+        field: The field that the query is from.
+
     Raises:
-        ValueError: If it may not be sent, or a value cannot stand in it.
+        QueryRefused: If it may not be sent; the message names the field.
     """
-    if provider.custom_queries is not CustomQueries.ALLOWED:
-        raise ValueError(f"provider {provider.name} takes no queries of users' own")
-    if isinstance(request, PreflightRequest):
-        request = EvidenceRequest(
-            provider=request.provider,
-            namespace=request.namespace,
-            host=request.host,
-            stable=request.stable,
-            canary=request.stable,
-            version_label="",
-            start=request.since,
-            interval=timedelta(minutes=1),
-        )
-    return own_query(text, request)
+    return own_query(text, variables, provider.custom_queries, provider.namespace_label, field)
 
 
 def values_over(result_type: str, result: Any, ends: Sequence[datetime]) -> list[MetricValue]:

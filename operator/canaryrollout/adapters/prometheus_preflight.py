@@ -7,7 +7,7 @@ that whoever mends a query, a threshold or a label sees it. All queries are inst
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -15,8 +15,9 @@ from typing import Final
 from canaryrollout.adapters.prometheus_batch import threshold_problem
 from canaryrollout.adapters.prometheus_client import QueryFailed
 from canaryrollout.adapters.prometheus_counts import BadAnswer, rows_of, value_of
-from canaryrollout.adapters.prometheus_own import Asks, filled_in
+from canaryrollout.adapters.prometheus_own import UNREADABLE, Asks, filled_in
 from canaryrollout.adapters.prometheus_queries import UNKNOWN_VERSIONS, versions_query
+from canaryrollout.adapters.promql import QueryRefused
 from canaryrollout.domain.evidence import Preflight, PreflightRequest
 
 AGAIN: Final = timedelta(seconds=5)
@@ -75,7 +76,10 @@ async def look(server: Asks, request: PreflightRequest, at: datetime, places: as
         places: How many of the users' own queries may be under way at once.
 
     Returns:
-        The answer; what goes wrong is said in it.
+        The answer; what goes wrong with the users' own queries is said in it.
+
+    Raises:
+        QueryFailed: If a query of ours was not answered.
     """
     try:
         found = await server.at(versions_query(request.host, server.provider.labels), at)
@@ -85,8 +89,8 @@ async def look(server: Asks, request: PreflightRequest, at: datetime, places: as
         problem = ""
         if request.slow_above is not None and rows:
             problem = await threshold_problem(server, request.host, request.slow_above, at)
-    except (QueryFailed, BadAnswer) as failure:
-        return Preflight(request, error=str(failure))
+    except BadAnswer as bad:
+        raise QueryFailed("BadAnswer", str(bad)) from bad
     refused, warnings, error = await _own(server, request, at, places)
     return Preflight(
         request,
@@ -99,6 +103,22 @@ async def look(server: Asks, request: PreflightRequest, at: datetime, places: as
     )
 
 
+def stand_ins(request: PreflightRequest) -> Mapping[str, str]:
+    """Return values for the variables of a query before there is a canary: stable stands in for it.
+
+    Args:
+        request: The question.
+    """
+    return {
+        "namespace": request.namespace,
+        "host": request.host,
+        "stable": request.stable,
+        "canary": request.stable,
+        "interval": "1m",
+        "weight": "0",
+    }
+
+
 async def _own(
     server: Asks, request: PreflightRequest, at: datetime, places: asyncio.Semaphore
 ) -> tuple[str, tuple[str, ...], str]:
@@ -108,17 +128,20 @@ async def _own(
         for field, text in (("query", query.text), ("baselineQuery", query.baseline)):
             if not text:
                 continue
-            where = f"analysis.metrics {query.name}, {field}"
+            where = f"analysis.metrics[{query.name}].{field}"
             try:
-                sent = filled_in(text, request, server.provider)
+                sent = filled_in(text, stand_ins(request), server.provider, where)
                 async with places:
                     answer = await server.at(sent, at)
-            except ValueError as error:
-                return f"{where}: {error}", (), ""
+            except QueryRefused as refused:
+                return str(refused), (), ""
             except QueryFailed as failure:
                 wrong = f"{where}: {failure}"
                 return (wrong, (), "") if failure.outcome == "BadQuery" else ("", tuple(warnings), wrong)
-            value = value_of(answer.result_type, answer.result, at)
+            try:
+                value = value_of(answer.result_type, answer.result, at)
+            except UNREADABLE as error:
+                return "", (), f"{where}: cannot read the answer: {error!r}"
             if value.reason == "BadQuery":
                 return f"{where}: {value.problem}", (), ""
             warnings += [f"{query.name}: {warning}" for warning in answer.warnings]

@@ -23,12 +23,11 @@ by the service label: rollouts whose blocks begin and end together are counted b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from canaryrollout.api.quantities import format_duration
 from canaryrollout.domain.evidence import EvidenceRequest
 
 REQUESTS: Final = "istio_requests_total"
@@ -41,9 +40,6 @@ HISTORY: Final = timedelta(minutes=15)
 """How far back the last value before a block's start is looked for."""
 FRESH_SCRAPES: Final = 3
 """How many scrapes old the value at a block's end may be."""
-
-_VARIABLE: Final = re.compile(r"\$(namespace|host|stable|canary|interval|weight)\b")
-_SAFE: Final = re.compile(r"[A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,29 +129,6 @@ def edges_query(host: str, labels: Labels) -> str:
 def versions_query(host: str, labels: Labels) -> str:
     """Return the query for the versions of a host that have series of requests."""
     return f"count by ({labels.version}) ({REQUESTS}{{{_services_named((host,), labels)}}})"
-
-
-def own_query(text: str, request: EvidenceRequest) -> str:
-    """Fill in the variables of a query of the user's own.
-
-    ``$namespace``, ``$host``, ``$stable``, ``$canary``, ``$interval`` and ``$weight`` are replaced; every other dollar
-    sign stays (``label_replace`` uses them).
-
-    Raises:
-        ValueError: If a value could end the string literal it stands in.
-    """
-    values: Mapping[str, str] = {
-        "namespace": request.namespace,
-        "host": request.host,
-        "stable": request.stable,
-        "canary": request.canary,
-        "interval": format_duration(request.interval),
-        "weight": str(request.weight),
-    }
-    for name, value in values.items():
-        if _SAFE.fullmatch(value) is None:
-            raise ValueError(f"${name} is {value!r}, which cannot stand in a query")
-    return _VARIABLE.sub(lambda match: values[match[1]], text)
 
 
 def _versions(requests: Sequence[EvidenceRequest]) -> tuple[str, ...]:

@@ -324,6 +324,27 @@ async def test_closing_ends_what_is_under_way(stub: Stub, registry: CollectorReg
     assert asker.entry().jobs == ()
 
 
+async def test_a_provider_that_hangs_delays_nobody_elses_rollouts(stub: Stub, registry: CollectorRegistry) -> None:
+    """Each has threads of its own: all of one's are stuck, and the other's blocks come in as ever."""
+    with prometheus_stub() as hanging:
+        hanging.hold.clear()
+        providers = {
+            "well": Provider("well", stub.url, lag=LAG, scrape_interval=SECOND, concurrency=1),
+            "ill": Provider("ill", hanging.url, lag=LAG, scrape_interval=SECOND, concurrency=1),
+        }
+        source = PrometheusSource(providers, registry)
+        asker = Asker(source)
+        for n in range(5):
+            ill = replace(REQUEST, provider="ill", interval=(5 + n) * SECOND, slow_above=timedelta(milliseconds=500))
+            source.latest(ill, T0 + 50 * SECOND, lambda: None)
+        assert await asyncio.to_thread(hanging.taken.acquire, timeout=5)
+        for k in (1, 2, 3):
+            assert len((await asker.after(k * 10 + 2, replace(REQUEST, provider="well"))).blocks) == k
+        assert hanging.busy == 1
+        hanging.hold.set()
+        await source.close()
+
+
 # --- other providers while running --------------------------------------------------------------------------------
 
 

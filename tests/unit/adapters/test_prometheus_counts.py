@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from canaryrollout.adapters.prometheus_counts import (
     read_block,
     rows_by_host,
     rows_of,
-    value_of,
 )
 from canaryrollout.adapters.prometheus_queries import Labels
 from canaryrollout.api.status import Counts
@@ -217,40 +215,3 @@ def test_rows_that_belong_to_nobody(kind: str, result: Any) -> None:
 def test_rows_of_something_else(kind: str, result: Any) -> None:
     with pytest.raises(BadAnswer):
         rows_of(kind, result)
-
-
-@pytest.mark.parametrize(
-    ("kind", "result", "value"),
-    [
-        ("scalar", [1, "0.1"], Fraction(1, 10)),
-        ("vector", [{"metric": {}, "value": [1, "5"]}], Fraction(5)),
-        ("vector", [{"metric": {}, "value": [1, "1e-3"]}], Fraction(1, 1000)),
-    ],
-)
-def test_own_value(kind: str, result: Any, value: Fraction) -> None:
-    assert value_of(kind, result, T0).value == value
-
-
-@pytest.mark.parametrize(
-    ("kind", "result", "reason", "problem"),
-    [
-        ("vector", [], "NoData", "the query finds no series"),
-        (
-            "vector",
-            [{"value": [1, "5"]}] * 3,
-            "BadQuery",
-            "the query gives 3 series; make it one, for example with sum()",
-        ),
-        ("vector", [{"histogram": [1, {}]}], "BadQuery", "native histogram"),
-        ("vector", [{"value": [1, "NaN"]}], "NotANumber", "the query gives NaN, which is no number to judge"),
-        ("scalar", [1, "+Inf"], "NotANumber", "the query gives +Inf, which is no number to judge"),
-        ("scalar", [1, "-Inf"], "NotANumber", "the query gives -Inf, which is no number to judge"),
-        ("string", [1, "5"], "BadQuery", "the query gives a string; make it one number"),
-        ("matrix", [{"values": [[1, "5"]]}], "BadQuery", "the query gives a matrix; make it one number"),
-        ("vector", [{"value": [1, "five"]}], "BadQuery", "the query gives 'five', which is no number"),
-    ],
-)
-def test_no_own_value(kind: str, result: Any, reason: str, problem: str) -> None:
-    found = value_of(kind, result, T0)
-    assert (found.value, found.at, found.reason) == (None, T0, reason)
-    assert problem in found.problem

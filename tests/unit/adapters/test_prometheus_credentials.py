@@ -223,10 +223,16 @@ async def test_a_server_of_the_named_authority_is_believed_and_no_other(
     other = Authority(tmp_path / "other", "another authority")
     with tls_stub(authority) as server:
         assert (await connect(Provider("p", server.url, ca_file=authority.ca_file)).at("up", NOW)).result == [1, "1"]
-        for provider in (Provider("p", server.url), Provider("p", server.url, ca_file=other.ca_file)):
+        unknown = "unable to get local issuer certificate"
+        for provider, reason in (
+            (Provider("p", server.url), unknown),
+            (Provider("p", server.url, ca_file=other.ca_file), unknown),
+        ):
             failed = await refusal(connect(provider))
             assert failed.outcome == "Unreachable"
-            assert "certificate verify failed" in str(failed)
+            assert str(failed) == (
+                f"cannot ask {server.url}: its certificate is not trusted ({reason}); caFile says whom to trust"
+            )
         assert len(server.callers) == 1, "nothing is sent to who is not believed"
 
 
@@ -261,9 +267,25 @@ async def test_a_client_certificate_is_shown_where_one_is_asked_for(
     provider = Provider("p", server.url, ca_file=authority.ca_file)
     failed = await refusal(connect(provider))
     assert failed.outcome == "Unreachable"
+    assert "it refuses the TLS connection (TLSV13_ALERT_CERTIFICATE_REQUIRED); clientCertFile and" in str(failed)
     assert server.callers == []
     await connect(replace(provider, client_cert_file=certificate, client_key_file=key)).at("up", NOW)
     assert server.callers == ["operator"]
+
+
+async def test_a_server_without_tls_is_told_apart(stub: Stub, connect: Connect) -> None:
+    failed = await refusal(connect(Provider("p", stub.url.replace("http://", "https://"))))
+    assert "it does not speak TLS" in str(failed)
+    assert stub.asked == []
+
+
+async def test_connections_are_released_in_the_end(stub: Stub) -> None:
+    client = PrometheusClient(Provider("p", stub.url), Metrics(CollectorRegistry()))
+    await client.at("up", NOW)
+    pools = client._session.get_adapter(stub.url).poolmanager.pools
+    assert len(pools) == 1
+    await client.close()
+    assert len(pools) == 0
 
 
 async def test_a_rotated_certificate_is_used_from_the_next_request_on(
@@ -301,7 +323,7 @@ async def test_trust_that_is_withdrawn_ends_open_connections_too(
         client = connect(Provider("p", server.url, ca_file=trusted))
         await client.at("up", NOW)
         trusted.write_bytes(other.ca_file.read_bytes() + b"\n")
-        assert "certificate verify failed" in str(await refusal(client))
+        assert "its certificate is not trusted" in str(await refusal(client))
         assert len(server.callers) == 1
 
 

@@ -12,7 +12,6 @@ from canaryrollout.adapters.prometheus_queries import (
     durations_query,
     edges_like,
     edges_query,
-    own_query,
     quoted,
     requests_query,
     versions_query,
@@ -145,21 +144,3 @@ def test_a_literal_cannot_be_left(value: str) -> None:
 
 def test_alternatives_match_themselves_alone() -> None:
     assert any_of(("v1", "a.b", "x-1")) == '"v1|a\\\\.b|x-1"'
-
-
-def test_variables_of_own_queries() -> None:
-    text = (
-        'f{ns="$namespace",h="$host",s="$stable",c="$canary"}[$interval] * $weight '
-        '+ label_replace(x,"a","$1","b","$hosts")'
-    )
-    assert own_query(text, REQUEST) == (
-        'f{ns="shop",h="reviews.shop.svc.cluster.local",s="v1",c="1.4.2"}[10s] * 30 '
-        '+ label_replace(x,"a","$1","b","$hosts")'
-    )
-
-
-@pytest.mark.parametrize("value", ['v"1', "v1\n", "v\\1", "v1}", "$host"])
-def test_values_that_could_leave_their_literal_are_refused(value: str) -> None:
-    request = EvidenceRequest("p", "n", "h", "a", value, "v", REQUEST.start, SCRAPE)
-    with pytest.raises(ValueError, match=r"\$canary is .* which cannot stand in a query"):
-        own_query('x{v="$canary"}', request)
