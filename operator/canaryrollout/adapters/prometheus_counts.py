@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final
 
 from canaryrollout.adapters.prometheus_queries import KIND, UNKNOWN_VERSIONS, Labels, edges_like
+from canaryrollout.adapters.promql_values import value_of as value_of
 from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.status import Counts
-from canaryrollout.domain.evidence import NO_COUNTS, Block, EvidenceRequest, MetricValue
+from canaryrollout.domain.evidence import NO_COUNTS, Block, EvidenceRequest
 
 CLIENT_GONE: Final = "DC"
 UNREACHED_FLAGS: Final = frozenset({"UH", "UF", "NC"})
@@ -288,37 +288,3 @@ def edge_problem(threshold: timedelta, edges: Iterable[str]) -> str:
 def _edge(milliseconds: float) -> str:
     duration = timedelta(milliseconds=milliseconds)
     return format_duration(duration) if milliseconds >= 1 else f"{milliseconds:g}ms"
-
-
-def value_of(result_type: str, result: Any, at: datetime) -> MetricValue:
-    """Read the one number that a query of the user's own must give.
-
-    Args:
-        result_type: Type of the result, as Prometheus names it.
-        result: The result.
-        at: For which time it was asked.
-
-    Returns:
-        The value, or why there is none.
-    """
-    if result_type == "vector" and isinstance(result, list):
-        if not result:
-            return MetricValue(None, at, "the query finds no series", "NoData")
-        if len(result) > 1:
-            problem = f"the query gives {len(result)} series; make it one, for example with sum()"
-            return MetricValue(None, at, problem, "BadQuery")
-        if "value" not in result[0]:
-            problem = "the query gives a native histogram; make it one number, for example with histogram_fraction()"
-            return MetricValue(None, at, problem, "BadQuery")
-        text = str(result[0]["value"][1])
-    elif result_type == "scalar" and isinstance(result, list) and len(result) == 2:
-        text = str(result[1])
-    else:
-        return MetricValue(None, at, f"the query gives a {result_type}; make it one number", "BadQuery")
-    try:
-        number = float(text)
-    except ValueError:
-        return MetricValue(None, at, f"the query gives {text!r}, which is no number", "BadQuery")
-    if not math.isfinite(number):
-        return MetricValue(None, at, f"the query gives {text}, which is no number to judge", "NotANumber")
-    return MetricValue(Fraction(text), at)
