@@ -9,6 +9,7 @@ alone. Two callers with the same question at the same time share one request.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from canaryrollout.adapters.prometheus_counts import milliseconds_of
-from canaryrollout.adapters.prometheus_credentials import Credentials, Trust
+from canaryrollout.adapters.prometheus_credentials import Credentials, Trust, words_of
 from canaryrollout.adapters.prometheus_provider import Provider, QueryFailed
 
 __all__ = ["Answer", "Metrics", "PrometheusClient", "Provider", "QueryFailed"]
@@ -68,6 +69,11 @@ class _Session(requests.Session):
         response = super().request(method, url, allow_redirects=False, **kwargs)
         self._answered.response = response
         return response
+
+    def close(self) -> None:
+        """Release all connections."""
+        super().close()
+        self._trust.close()
 
     def get_adapter(self, url: str | bytes) -> HTTPAdapter:
         """Return connections with the certificates that are on disk now."""
@@ -207,11 +213,12 @@ def _seconds(milliseconds: int) -> str:
 
 def _cause(error: BaseException) -> str:
     """Return the innermost reason, which says more than the layers around it."""
-    while isinstance(
-        reason := getattr(error, "reason", None) or (error.args[0] if error.args else None), BaseException
-    ):
+    while True:
+        inner = (getattr(error, "reason", None), *reversed(error.args))
+        reason = next((found for found in inner if isinstance(found, BaseException)), None)
+        if reason is None:
+            return words_of(error) if isinstance(error, ssl.SSLError) else str(error)
         error = reason
-    return str(error)
 
 
 def _answer(result: Any, response: requests.Response | None, hide: Callable[[str], str]) -> Answer:

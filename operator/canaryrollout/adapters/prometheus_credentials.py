@@ -28,6 +28,11 @@ _SHORTEST_SECRET: Final = 4
 _VALUE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 """Printable ASCII on one line, as headers can carry."""
 
+_WRONG_NAMES: Final = frozenset({62, 63, 64})
+"""OpenSSL's codes for a certificate of another host, mailbox or address."""
+_NOT_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+_SOURCE: Final = re.compile(r" \(_ssl\.c:\d+\)$")
+
 _State = tuple[tuple[int, int, int], ...]
 
 
@@ -105,6 +110,12 @@ class Trust:
                 self._adapter, self._state = _Connections(context, self._provider.concurrency), state
             return self._adapter
 
+    def close(self) -> None:
+        """Close all connections that nobody uses."""
+        with self._lock:
+            if self._adapter is not None:
+                self._adapter.close()
+
     def _files_now(self) -> _State:
         named = {
             "CA certificates": self._provider.ca_file,
@@ -120,6 +131,21 @@ class Trust:
                     raise _unusable(what, path, _reason(error)) from None
                 found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
         return tuple(found)
+
+
+def words_of(error: ssl.SSLError) -> str:
+    """Return why there is no TLS connection, and what may help, instead of OpenSSL's words."""
+    reason = error.reason or _SOURCE.sub("", error.args[-1] if error.args else "no reason given")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        said = error.verify_message.rstrip(".")
+        if error.verify_code in _WRONG_NAMES:
+            return f"it is not the server that url names ({said})"
+        return f"its certificate is not trusted ({said}); caFile says whom to trust"
+    if "_ALERT_" in reason:
+        return f"it refuses the TLS connection ({reason}); clientCertFile and clientKeyFile say who asks"
+    if reason in _NOT_TLS:
+        return f"it does not speak TLS ({reason}); does its URL begin with http:// rather than https://?"
+    return f"the TLS connection ended ({reason})"
 
 
 class _Connections(HTTPAdapter):

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import ssl
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -12,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from canaryrollout.adapters.prometheus_client import Metrics, PrometheusClient, Provider, QueryFailed
-from canaryrollout.adapters.prometheus_credentials import Trust
+from canaryrollout.adapters.prometheus_credentials import Trust, words_of
 from canaryrollout.adapters.prometheus_provider import BasicAuth
 from tests.prometheusstub import Asked, Reply, Stub, failure, prometheus_stub, result
 from tests.tlsstub import Authority, TlsStub, tls_stub
@@ -223,24 +224,26 @@ async def test_a_server_of_the_named_authority_is_believed_and_no_other(
     other = Authority(tmp_path / "other", "another authority")
     with tls_stub(authority) as server:
         assert (await connect(Provider("p", server.url, ca_file=authority.ca_file)).at("up", NOW)).result == [1, "1"]
-        unknown = "unable to get local issuer certificate"
-        for provider, reason in (
-            (Provider("p", server.url), unknown),
-            (Provider("p", server.url, ca_file=other.ca_file), unknown),
-        ):
+        for provider in (Provider("p", server.url), Provider("p", server.url, ca_file=other.ca_file)):
             failed = await refusal(connect(provider))
             assert failed.outcome == "Unreachable"
-            assert str(failed) == (
-                f"cannot ask {server.url}: its certificate is not trusted ({reason}); caFile says whom to trust"
-            )
+            assert str(failed).startswith(f"cannot ask {server.url}: its certificate is not trusted (")
+            assert str(failed).endswith("; caFile says whom to trust")
         assert len(server.callers) == 1, "nothing is sent to who is not believed"
 
 
 async def test_the_name_in_the_certificate_has_to_be_the_servers(authority: Authority, connect: Connect) -> None:
     with tls_stub(authority, name="prometheus.example") as server:
         failed = await refusal(connect(Provider("p", server.url, ca_file=authority.ca_file)))
-        assert "not valid for '127.0.0.1'" in str(failed)
+        assert "it is not the server that url names (IP address mismatch" in str(failed)
         assert server.callers == []
+
+
+async def test_a_server_that_hangs_up_is_told_of_in_words(authority: Authority, connect: Connect) -> None:
+    with tls_stub(authority) as server:
+        failed = await refusal(connect(Provider("p", server.url.replace("https://", "http://"))))
+    assert failed.outcome == "Unreachable"
+    assert "(" not in str(failed), "no exception inside an exception"
 
 
 async def test_verification_can_be_given_up_explicitly_only(authority: Authority, connect: Connect) -> None:
@@ -267,7 +270,6 @@ async def test_a_client_certificate_is_shown_where_one_is_asked_for(
     provider = Provider("p", server.url, ca_file=authority.ca_file)
     failed = await refusal(connect(provider))
     assert failed.outcome == "Unreachable"
-    assert "it refuses the TLS connection (TLSV13_ALERT_CERTIFICATE_REQUIRED); clientCertFile and" in str(failed)
     assert server.callers == []
     await connect(replace(provider, client_cert_file=certificate, client_key_file=key)).at("up", NOW)
     assert server.callers == ["operator"]
@@ -277,6 +279,20 @@ async def test_a_server_without_tls_is_told_apart(stub: Stub, connect: Connect) 
     failed = await refusal(connect(Provider("p", stub.url.replace("http://", "https://"))))
     assert "it does not speak TLS" in str(failed)
     assert stub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "words"),
+    [
+        ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "alert", "clientCertFile and clientKeyFile say who asks"),
+        (None, "EOF occurred in violation of protocol (_ssl.c:2427)", "ended (EOF occurred in violation of protocol)"),
+        ("NO_SHARED_CIPHER", "no cipher", "ended (NO_SHARED_CIPHER)"),
+    ],
+)
+def test_openssl_speaks_in_words_for_people(reason: str | None, text: str, words: str) -> None:
+    error = ssl.SSLError(1, text)
+    error.reason = reason  # type: ignore[assignment]  # None where OpenSSL gives none
+    assert words_of(error).endswith(words)
 
 
 async def test_connections_are_released_in_the_end(stub: Stub) -> None:
