@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -58,7 +58,7 @@ class Operator:
     client: KubeClient
     telemetry: PrometheusTelemetry
     registry: CollectorRegistry
-    take_providers: Callable[[Mapping[str, ProviderSettings]], None]
+    metrics: PrometheusSource
     watch: Watch | None = None
     campaign: asyncio.Task[None] | None = None
 
@@ -156,13 +156,8 @@ async def _assemble(settings: Settings) -> AsyncIterator[Operator]:
         election = settings.leader_election
         lease = KubernetesLease(client, election.namespace or own_namespace(), election.name)
         elector = leadership = Elector(lease, clock, identity, lease_settings(settings), engine.lead)
-
-    def take_providers(changed: Mapping[str, ProviderSettings]) -> None:
-        metrics.reconfigure(providers(changed))
-        engine.use(core(domain_settings(settings.model_copy(update={"providers": changed}))))
-
     try:
-        yield Operator(engine, elector, client, telemetry, registry, take_providers)
+        yield Operator(engine, elector, client, telemetry, registry, metrics)
     finally:
         await metrics.close()
         await client.close()
@@ -178,7 +173,8 @@ async def _reloading(operator: Operator, settings: Settings, source: Source | No
 
     def apply(changed: Mapping[str, ProviderSettings]) -> None:
         warn_of_unverified(changed)
-        operator.take_providers(changed)
+        operator.metrics.reconfigure(providers(changed))
+        operator.engine.use(core(domain_settings(settings.model_copy(update={"providers": changed}))))
 
     reload = Reload(source.file, source.flags, settings, check=lease_settings, apply=apply, registry=operator.registry)
     watching = asyncio.create_task(reload.run(), name="reload")
