@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from fractions import Fraction
 from itertools import pairwise
 from math import exp, inf, log
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.spec import Analysis
+from canaryrollout.cli.advice import words
 from canaryrollout.cli.imagined import ImaginedRollout, Moment, Outcome, gate_values
 from canaryrollout.domain.gates import effective_analysis
 
@@ -31,7 +30,6 @@ _LEAST_EVIDENCE: Final = log(1e-3)
 _LINES: Final = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _ALARM: Final = "#D55E00"
 _QUIET: Final = "#555555"
-_SECOND: Final = timedelta(seconds=1)
 _MARKS: Final = ("o", "s", "^", "D", "v")
 
 
@@ -82,7 +80,9 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise NoPlot("--plot needs matplotlib, which is not installed: pip install 'canaryrollout[plot]'") from None
-    with mpl.rc_context({"font.size": 9, "svg.hashsalt": "canaryrollout", "axes.spines.top": False}):
+    with mpl.rc_context(
+        {"font.size": 9, "svg.hashsalt": "canaryrollout", "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure = Figure(figsize=(INCHES[0] * len(panels), INCHES[1]), dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(
@@ -90,8 +90,14 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
         )
         figure.suptitle(title, fontsize=11)
         evidence = any(_evidence(panel.rollout.moments) for panel in panels)
+        lines: dict[str, Any] = {}
         for column, panel in enumerate(panels):
             _draw_panel(panel, axes[0][column], axes[1][column], evidence=evidence, first=column == 0)
+            handles, labels = axes[0][column].get_legend_handles_labels()
+            lines |= dict(zip(labels, handles, strict=True))
+        if lines:
+            columns = min(len(lines), 2 * len(panels))
+            figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=8)
         try:
             figure.savefig(file, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)
         except OSError as error:
@@ -125,8 +131,6 @@ def _draw_panel(panel: Panel, upper: Axes, lower: Axes, *, evidence: bool, first
         upper.set_ylabel("evidence against the canary (e-value)" if evidence else "share of the canary's requests (%)")
         lower.set_ylabel("weight of the canary (%)")
     upper.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    if series:
-        upper.legend(fontsize=7.5, loc="upper left", framealpha=0.9)
     _draw_weight(rollout, lower, unit)
     lower.set_xlabel(f"{name} since the rollout began")
     lower.set_xlim(0, length / unit * 1.04)
@@ -149,19 +153,20 @@ def _draw_weight(rollout: ImaginedRollout, lower: Axes, unit: float) -> None:
     ended = rollout.ended
     if ended is None:
         return
-    span = format_duration((ended.time - begin) // _SECOND * _SECOND)
+    span = words(ended.time - begin)
     good = rollout.outcome is Outcome.PROMOTED
-    words = {Outcome.PROMOTED: "promoted", Outcome.TAKEN_BACK: "taken back"}.get(rollout.outcome, "out of time")
+    how = {Outcome.PROMOTED: "promoted", Outcome.TAKEN_BACK: "taken back"}.get(rollout.outcome, "out of time")
     height = ended.weight or 0
     lower.plot([times[-1]], [height], marker="*" if good else "X", markersize=11, color="#009E73" if good else _ALARM)
     lower.annotate(
-        f"{words} after {span}",
+        f"{how} after {span}",
         (times[-1], height),
         xytext=(-10, -14 if height > 60 else 10),
         textcoords="offset points",
         ha="right",
         color="#00664b" if good else _ALARM,
         fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
     )
 
 
