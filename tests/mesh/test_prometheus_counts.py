@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -18,16 +16,14 @@ from prometheus_client import CollectorRegistry
 from canaryrollout.adapters.prometheus import PrometheusSource, Provider
 from canaryrollout.adapters.prometheus_client import Metrics, PrometheusClient
 from canaryrollout.api.status import Counts
-from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from canaryrollout.domain.evidence import (
+    Evidence,
+    OwnQuery,
+)
+from tests.mesh.recorded import INTERVAL, SCRAPE, STABLE, T0, ask, histogram, request_for, series, steady
 from tests.remotewrite import STALE, Recorded, recorded_prometheus
 
 pytestmark = pytest.mark.mesh
-
-T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=10)
-SCRAPE = timedelta(seconds=5)
-INTERVAL = timedelta(seconds=10)
-Story = Mapping[int, float]
-"""Value of a counter by time in seconds after T0."""
 
 
 @pytest.fixture(scope="module")
@@ -46,63 +42,8 @@ def host(request: pytest.FixtureRequest) -> str:
     return host_of(request)
 
 
-def series(host: str, version: str, story: Story, **labels: str) -> tuple[dict[str, str], list[tuple[datetime, float]]]:
-    identity = {
-        "__name__": "istio_requests_total",
-        "reporter": "source",
-        "destination_service": host,
-        "destination_version": version,
-        "response_code": "200",
-        "response_flags": "-",
-        "instance": "gateway-1",
-    }
-    samples = [(T0 + timedelta(seconds=at), value) for at, value in sorted(story.items())]
-    return identity | labels, samples
-
-
-def steady(first: int, last: int, start: float = 0.0, per_scrape: float = 0.0) -> Story:
-    step = int(SCRAPE.total_seconds())
-    return {at: start + i * per_scrape for i, at in enumerate(range(first, last + 1, step))}
-
-
-def request_for(host: str, **fields: Any) -> EvidenceRequest:
-    base = EvidenceRequest(
-        provider="recorded",
-        namespace="shop",
-        host=host,
-        stable="v1",
-        canary="v2",
-        version_label="version",
-        start=T0,
-        interval=INTERVAL,
-    )
-    return replace(base, **fields)
-
-
-async def ask(server: Recorded, request: EvidenceRequest, until: int, *, scrape: timedelta = SCRAPE) -> Evidence:
-    """Return the evidence up to ``until`` seconds after T0."""
-    provider = Provider("recorded", server.url, scrape_interval=scrape, lag=timedelta(seconds=5))
-    source = PrometheusSource({"recorded": provider}, CollectorRegistry())
-    now = T0 + timedelta(seconds=until) + provider.lag
-    woken = asyncio.Event()
-    try:
-        while True:
-            evidence = source.latest(request, now, woken.set)
-            blocks = (T0 + timedelta(seconds=until) - request.start) // request.interval
-            if evidence is not None and (evidence.error or len(evidence.blocks) == blocks):
-                await asyncio.sleep(0)
-                return evidence
-            await asyncio.wait_for(woken.wait(), 20)
-            woken.clear()
-    finally:
-        await source.close()
-
-
 def requests_of(evidence: Evidence) -> list[tuple[int, int]]:
     return [(block.canary.requests, block.canary.errors) for block in evidence.blocks]
-
-
-STABLE = steady(-60, 60, 1000.0, 5.0)
 
 
 async def test_first_requests_of_a_fresh_canary_are_counted(recorded: Recorded, host: str) -> None:
@@ -221,26 +162,16 @@ async def test_fetched_at_once_or_one_by_one_makes_no_difference(recorded: Recor
     request = request_for(host, start=start)
     woken = asyncio.Event()
     for k in range(1, len(at_once.blocks) + 1):
-        source.latest(request, start + k * INTERVAL + provider.lag, woken.set)
+        source.latest(request, T0 + k * INTERVAL + provider.lag, woken.set)
         await asyncio.wait_for(woken.wait(), 10)
         woken.clear()
-    one_by_one = source.latest(request, start, woken.set)
+    one_by_one = source.latest(request, T0, woken.set)
     await source.close()
     assert one_by_one is not None
     assert one_by_one.blocks == at_once.blocks
     assert len(at_once.blocks) == 11
+    assert at_once.blocks[0].start == start
     assert sum(count for count, _ in requests_of(at_once)) == story[110] - story[0]
-
-
-def histogram(
-    host: str, version: str, counts: Story, within: Story, le: Sequence[str]
-) -> list[tuple[dict[str, str], list[tuple[datetime, float]]]]:
-    """A histogram whose bucket ``le[0]`` holds ``within``, and every wider one everything."""
-    name = "istio_request_duration_milliseconds"
-    rows = [series(host, version, counts, __name__=f"{name}_count")]
-    for i, edge in enumerate((*le, "+Inf")):
-        rows.append(series(host, version, counts if i else within, __name__=f"{name}_bucket", le=edge))
-    return rows
 
 
 @pytest.mark.parametrize("le", [("500", "1000"), ("500.0", "1000.0")], ids=["prometheus-2", "prometheus-3"])
@@ -330,19 +261,30 @@ async def test_versions_that_look_like_regular_expressions(recorded: Recorded, h
 async def test_own_query_sees_its_variables(recorded: Recorded, host: str) -> None:
     recorded.write([series(host, "v1", STABLE), series(host, "v2", steady(-60, 60, 0.0, 3.0))])
     text = 'sum(rate(istio_requests_total{destination_service="$host",destination_version="$canary"}[$interval]))'
-    queries = (("rate", text), ("both", 'istio_requests_total{destination_service="$host"}'), ("syntax", "sum("))
+    queries = (
+        OwnQuery("rate", text, text.replace("$canary", "$stable")),
+        OwnQuery("both", 'istio_requests_total{destination_service="$host"}'),
+        OwnQuery("syntax", "sum("),
+        OwnQuery("text", '"five"'),
+    )
     request = request_for(host, queries=queries)
     provider = Provider("recorded", recorded.url, scrape_interval=SCRAPE, lag=timedelta(seconds=5))
     source = PrometheusSource({"recorded": provider}, CollectorRegistry())
     woken = asyncio.Event()
     now = T0 + timedelta(seconds=20) + provider.lag
-    while (evidence := source.latest(request, now, woken.set)) is None or not evidence.metrics:
+    while (evidence := source.latest(request, now, woken.set)) is None or len(evidence.metrics) < len(queries):
         await asyncio.wait_for(woken.wait(), 10)
         woken.clear()
     await source.close()
-    value = evidence.metrics["rate"].value
-    assert value is not None
-    assert float(value) == pytest.approx(0.6)
-    assert evidence.metrics["both"].problem == "the query gives 2 series; make it one, for example with sum()"
-    assert evidence.metrics["syntax"].reason == "BadQuery"
-    assert "unclosed left parenthesis" in evidence.metrics["syntax"].problem
+    assert [reading.at for reading in evidence.metrics["rate"]] == [T0 + INTERVAL, T0 + 2 * INTERVAL]
+    for reading in evidence.metrics["rate"]:
+        assert reading.value.value is not None
+        assert float(reading.value.value) == pytest.approx(0.6)
+        assert reading.baseline is not None
+        assert reading.baseline.value is not None
+        assert float(reading.baseline.value) == pytest.approx(1.0)
+    both, syntax, string = (evidence.metrics[name][-1].value for name in ("both", "syntax", "text"))
+    assert both.problem == "the query gives 2 series; make it one, for example with sum()"
+    assert syntax.reason == string.reason == "BadQuery"
+    assert "unclosed left parenthesis" in syntax.problem
+    assert string.problem == "the query gives a string; make it one number"
