@@ -173,7 +173,7 @@ class Backend:
 
     async def _there(self, failure: QueryFailed, at: datetime) -> bool:
         """Return whether the provider answers others than the query that failed."""
-        if failure.outcome not in UNCLEAR or getattr(failure, "retry_after", None) is not None:
+        if failure.outcome not in UNCLEAR or failure.retry_after is not None:
             self._failed(failure)
             return False
         silence = await self._silence(at)

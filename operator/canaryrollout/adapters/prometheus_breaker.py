@@ -76,7 +76,7 @@ class Breaker:
             failure: Why.
             now: The present time.
         """
-        patience = getattr(failure, "retry_after", None)
+        patience = failure.retry_after
         if failure.outcome not in AWAY and patience is None:
             self.succeeded()
             return
@@ -88,4 +88,4 @@ class Breaker:
             self.pause = min(self.pause * 2, LONGEST_PAUSE)
         self.is_open = self.is_open or self._failures >= FAILURES or patience is not None
         if patience is not None:
-            self.pause = min(max(float(patience), SHORTEST_PAUSE), LONGEST_PATIENCE)
+            self.pause = min(max(patience, SHORTEST_PAUSE), LONGEST_PATIENCE)

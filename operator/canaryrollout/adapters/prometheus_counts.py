@@ -21,7 +21,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 from canaryrollout.adapters.prometheus_queries import KIND, UNKNOWN_VERSIONS, Labels, edges_like
-from canaryrollout.adapters.promql_values import value_of as value_of
 from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.status import Counts
 from canaryrollout.domain.evidence import NO_COUNTS, Block, EvidenceRequest

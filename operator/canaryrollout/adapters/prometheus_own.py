@@ -15,9 +15,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from canaryrollout.adapters.prometheus_client import Answer, QueryFailed
-from canaryrollout.adapters.prometheus_counts import milliseconds_of, value_of
+from canaryrollout.adapters.prometheus_counts import milliseconds_of
 from canaryrollout.adapters.prometheus_provider import Provider
 from canaryrollout.adapters.promql import QueryRefused, own_query, variables_of
+from canaryrollout.adapters.promql_values import value_of
 from canaryrollout.domain.evidence import EvidenceRequest, MetricReading, MetricValue, OwnQuery
 
 MAX_READINGS: Final = 200

@@ -14,10 +14,11 @@ from typing import Final
 
 from canaryrollout.adapters.prometheus_batch import threshold_problem
 from canaryrollout.adapters.prometheus_client import QueryFailed
-from canaryrollout.adapters.prometheus_counts import BadAnswer, rows_of, value_of
+from canaryrollout.adapters.prometheus_counts import BadAnswer, rows_of
 from canaryrollout.adapters.prometheus_own import UNREADABLE, Asks, filled_in
 from canaryrollout.adapters.prometheus_queries import UNKNOWN_VERSIONS, versions_query
 from canaryrollout.adapters.promql import QueryRefused
+from canaryrollout.adapters.promql_values import value_of
 from canaryrollout.domain.evidence import Preflight, PreflightRequest
 
 AGAIN: Final = timedelta(seconds=5)

@@ -24,12 +24,10 @@ LAG = 2 * SECOND
 AWAY = QueryFailed("Unreachable", "cannot ask http://prometheus.example: Connection refused")
 
 
-class Impatient(QueryFailed):
+def busy(seconds: float) -> QueryFailed:
     """A server that says when it may be asked again."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__("ServerError", "http://prometheus.example answers 429: too many requests")
-        self.retry_after = seconds
+    said = "http://prometheus.example answers 429: too many requests"
+    return QueryFailed("ServerError", said, retry_after=seconds)
 
 
 def request(n: int = 0, provider: str = "default") -> EvidenceRequest:
@@ -78,11 +76,11 @@ def test_pauses_double_up_to_a_bound() -> None:
 
 def test_a_servers_wish_is_respected_at_once_and_within_reason() -> None:
     breaker = Breaker()
-    breaker.failed(Impatient(40), T0)
+    breaker.failed(busy(40), T0)
     assert (breaker.is_open, breaker.pause) == (True, 40)
-    breaker.failed(Impatient(86_400), T0)
+    breaker.failed(busy(86_400), T0)
     assert breaker.pause == LONGEST_PATIENCE
-    breaker.failed(Impatient(0), T0)
+    breaker.failed(busy(0), T0)
     assert breaker.pause == 1
 
 
@@ -244,7 +242,7 @@ async def test_one_query_that_times_out_is_not_the_provider(world: World) -> Non
 
 async def test_a_server_that_asks_for_patience_is_left_alone_that_long(world: World) -> None:
     await world.watcher.watch(25)
-    world.server.trouble = lambda query: Impatient(40)
+    world.server.trouble = lambda query: busy(40)
     await world.watcher.watch(10)
     before = len(world.server.asked)
     await world.watcher.watch(30)
