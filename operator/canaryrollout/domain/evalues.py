@@ -1,0 +1,292 @@
+"""E-processes on counts: how strongly requests speak against a canary, valid however often one looks.
+
+An *e-process* is a wealth that starts at 1 and that, as long as the canary keeps its limit, does not grow on average
+whatever is bet on. By Ville's inequality it then ever reaches ``1/alpha`` with probability ``alpha`` at most, so a gate
+that fails when it does is wrong that seldom although it looks at every block. The wealth here is a ratio of
+likelihoods, block by block (Robbins 1970; Howard, Ramdas, McAuliffe, Sekhon, arXiv 1810.08240):
+
+- **against stable** (`relative`): of the ``k = x + y`` failures of a block, the canary's ``x`` are binomial with share
+  ``rho theta / (rho theta + 1 - rho)``, where ``rho`` is the canary's share of requests and ``theta`` the ratio of the
+  rates. That holds at any weight and whatever failed on both sides at once: a dependency that takes both versions down
+  says nothing. The null is ``theta <= theta0``.
+- **against a number** (`absolute`): failures are Poisson with mean ``n p``. The null is ``p <= p0``.
+
+**Bursts.** Failures come in bursts (one Pod, one dependency), and a plain likelihood takes a burst for proof. Each
+side's rate is therefore thought to be multiplied, block by block, by a gamma variate with mean 1 and an unknown squared
+coefficient of variation, the *dispersion*: the counts are negative binomial, and the share of failures is a binomial
+whose log odds are shifted by that of a symmetric beta variate (integrated over numerically). Every likelihood, of null
+and bets alike, is a mixture over a few dispersions; what the counts of both versions say about them shifts its weights.
+For a dispersion on the list, the chance of a false alarm is at most ``alpha`` over its prior weight, and simulations
+show far less: docs/analysis.md.
+
+**Changes.** A canary may be fine for an hour and then break. Wealth that was lost in that hour would have to be earned
+again, so some of it is kept out of every bet, and after each block a little is spread over all bets anew (*fixed
+share*, Herbster and Warmuth 1998). Bets may be chosen by what was seen before, so the guarantee stays.
+
+What is assumed: failures are rare among requests (where they are not, binomial counts vary less than Poisson ones and
+the guarantee only gets stronger), the blocks' bursts are independent of each other, and stable is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp, lgamma, log, log1p, sqrt
+from typing import Final
+
+_MANY: Final = 12
+MULTIPLES: Final = tuple(1.5 * (20 / 1.5) ** (k / (_MANY - 1)) for k in range(_MANY))
+"""What is bet on: the rate is so many times the limit. Twelve points, spaced evenly on a log scale from 1.5 to 20."""
+DISPERSIONS: Final = (0.0, 0.05, 0.3, 1.0)
+DISPERSION_WEIGHTS: Final = (0.55, 0.37, 0.05, 0.03)
+"""How likely each dispersion is before anything is seen. Many services hardly deviate from independence, and what
+speaks for more is learned within a few blocks; chosen by simulation, as docs/analysis.md tells."""
+RESERVE: Final = 0.1
+"""Part of the wealth that is never bet."""
+SHARE: Final = 0.002
+"""Part of the wealth that is spread over all bets anew after each block."""
+_RECALLED: Final = 0.9
+"""How much a step trusts what the one before learned about dispersion; the rest is the prior."""
+
+_LIKELIEST: Final = 3.5
+_WIDTH: Final = 1.0
+
+
+def _stakes() -> tuple[float, ...]:
+    """Return what part of the wealth lies on no change (first) and on each of `MULTIPLES`: log-normal around 3.5."""
+    bets = [exp(-(log(multiple / _LIKELIEST) ** 2) / (2 * _WIDTH**2)) for multiple in MULTIPLES]
+    return (RESERVE, *((1 - RESERVE) * bet / sum(bets) for bet in bets))
+
+
+STAKES: Final = _stakes()
+_HYPOTHESES: Final = (1.0, *MULTIPLES)
+_KEPT: Final = 1 - SHARE
+_CLIP: Final = 60.0
+_LARGEST: Final = 1e60
+_SMALLEST: Final = 1e-300
+
+Table = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
+"""For each dispersion: the log-likelihood of the null, and for each hypothesis its likelihood relative to the null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wealth:
+    """The state of an e-process.
+
+    Attributes:
+        log_value: Logarithm of the e-value now.
+        log_peak: The highest it ever was: a test that has rejected has rejected.
+        weights: What the counts say about the dispersions; sums to 1.
+        bets: For each dispersion, the wealth on each hypothesis, relative to ``log_base``.
+        log_base: Logarithm of the wealth that the present step began with.
+        stable_bad: Failures of stable in the step.
+        stable_of: Requests of stable in the step.
+        blocks: Blocks of the step that stable had requests in.
+    """
+
+    log_value: float
+    log_peak: float
+    weights: tuple[float, ...]
+    bets: tuple[tuple[float, ...], ...]
+    log_base: float
+    stable_bad: int = 0
+    stable_of: int = 0
+    blocks: int = 0
+
+
+def begin(log_value: float = 0.0, weights: Sequence[float] = DISPERSION_WEIGHTS) -> Wealth:
+    """Return the state at the beginning of a step.
+
+    Args:
+        log_value: Logarithm of the e-value so far: what the step before ended with, 0 for the first.
+        weights: What is known about the dispersions.
+    """
+    trusted = weights if weights is DISPERSION_WEIGHTS else _mixed(weights)
+    return Wealth(log_value, log_value, tuple(trusted), (STAKES,) * len(DISPERSIONS), log_value)
+
+
+def _mixed(weights: Sequence[float]) -> tuple[float, ...]:
+    total = sum(weights)
+    return tuple(
+        _RECALLED * weight / total + (1 - _RECALLED) * prior
+        for weight, prior in zip(weights, DISPERSION_WEIGHTS, strict=True)
+    )
+
+
+def relative(wealth: Wealth, canary: tuple[int, int], stable: tuple[int, int], limit: float) -> Wealth:
+    """Take in a block, against the null that the canary's rate is at most ``limit`` times stable's.
+
+    Args:
+        wealth: The state before.
+        canary: The canary's bad requests and all of its requests.
+        stable: The same of the stable version.
+        limit: The greatest ratio of rates that is allowed, above 0.
+
+    Returns:
+        The state after; the same where either version had no requests.
+    """
+    (bad, of), (stable_bad, stable_of) = canary, stable
+    if not of or not stable_of:
+        return wealth
+    known = _dispersion_of_stable(wealth, stable_bad, stable_of)
+    table = _share_table(bad, bad + stable_bad, log(of / stable_of * limit)) if bad + stable_bad else _NOTHING
+    after = _bet(wealth, table, known)
+    return Wealth(
+        after.log_value,
+        after.log_peak,
+        after.weights,
+        after.bets,
+        after.log_base,
+        wealth.stable_bad + stable_bad,
+        wealth.stable_of + stable_of,
+        wealth.blocks + 1,
+    )
+
+
+def absolute(wealth: Wealth, bad: int, of: int, limit: float) -> Wealth:
+    """Take in a block, against the null that the canary's rate is at most ``limit``.
+
+    Args:
+        wealth: The state before.
+        bad: The canary's bad requests.
+        of: All of its requests.
+        limit: The greatest rate that is allowed. At 0 a single bad request is proof.
+
+    Returns:
+        The state after; the same where there were no requests.
+    """
+    if not of:
+        return wealth
+    if limit <= 0:
+        peak = _CLIP if bad else wealth.log_peak
+        return Wealth(peak if bad else wealth.log_value, peak, wealth.weights, wealth.bets, wealth.log_base)
+    return _bet(wealth, _rate_table(bad, of * limit), None)
+
+
+def _bet(wealth: Wealth, table: Table, known: tuple[float, ...] | None) -> Wealth:
+    """Settle the bets on a block and spread a little of the wealth anew."""
+    nulls, ratios = table
+    logs = [log(weight or _SMALLEST) + null for weight, null in zip(wealth.weights, nulls, strict=True)]
+    if known is not None:
+        logs = [value + more for value, more in zip(logs, known, strict=True)]
+    largest = max(logs)
+    weights = [exp(value - largest) for value in logs]
+    total = sum(weights)
+    bets, value = [], 0.0
+    for row, gains, weight in zip(wealth.bets, ratios, weights, strict=True):
+        spread = SHARE * sum(row)
+        after = [(_KEPT * bet + spread * stake) * gain for bet, stake, gain in zip(row, STAKES, gains, strict=True)]
+        if max(after) > _LARGEST:
+            after = [min(bet, _LARGEST) for bet in after]
+        bets.append(tuple(after))
+        value += weight * sum(after)
+    log_value = wealth.log_base + log(value / total)
+    return Wealth(
+        log_value,
+        max(wealth.log_peak, log_value),
+        tuple([weight / total for weight in weights]),
+        tuple(bets),
+        wealth.log_base,
+        wealth.stable_bad,
+        wealth.stable_of,
+        wealth.blocks,
+    )
+
+
+def _dispersion_of_stable(wealth: Wealth, bad: int, of: int) -> tuple[float, ...] | None:
+    """Return what stable's own count in a block says about each dispersion, as log-likelihoods.
+
+    The count is predicted from the blocks before, whose mean is itself uncertain; its uncertainty adds to the
+    dispersion. The first block predicts nothing.
+    """
+    if not wealth.blocks:
+        return None
+    seen = wealth.stable_bad + 0.5
+    mean = of * seen / wealth.stable_of
+    return tuple(_log_negative_binomial(bad, mean, d + 1 / seen + d / wealth.blocks) for d in DISPERSIONS)
+
+
+def _log_negative_binomial(count: int, mean: float, dispersion: float) -> float:
+    """Return the log-probability of a count with the given mean and variance ``mean + dispersion mean^2``."""
+    if dispersion <= 0:
+        return count * log(mean) - mean - lgamma(count + 1)
+    shape = 1 / dispersion
+    return (
+        lgamma(count + shape)
+        - lgamma(shape)
+        - lgamma(count + 1)
+        + count * log(mean / (shape + mean))
+        - shape * log1p(mean / shape)
+    )
+
+
+def _table(likelihoods: Iterable[Sequence[float]]) -> Table:
+    """Return a table from the log-likelihoods of all hypotheses, the null first, for each dispersion."""
+    nulls, ratios = [], []
+    for row in likelihoods:
+        null = row[0]
+        nulls.append(null)
+        ratios.append(tuple(exp(min(max(value - null, -_CLIP), _CLIP)) for value in row))
+    return tuple(nulls), tuple(ratios)
+
+
+_NOTHING: Final = _table([[0.0] * len(_HYPOTHESES)] * len(DISPERSIONS))
+
+
+@lru_cache(maxsize=2048)
+def _rate_table(bad: int, expected: float) -> Table:
+    """Return the table of a count whose mean under the null is ``expected``."""
+    return _table([[_log_negative_binomial(bad, expected * h, d) for h in _HYPOTHESES] for d in DISPERSIONS])
+
+
+@lru_cache(maxsize=2048)
+def _share_table(bad: int, total: int, log_odds: float) -> Table:
+    """Return the table of a share of failures.
+
+    Args:
+        bad: Failures of the canary.
+        total: Failures of both versions, at least one.
+        log_odds: Log odds under the null that a failure is the canary's, without bursts.
+    """
+    centers = [log_odds + log(h) for h in _HYPOTHESES]
+    nodes, step = _nodes(bad, total, centers)
+    likelihoods = [_log_binomial(bad, total, node) for node in nodes]
+    rows = [[_log_binomial(bad, total, center) for center in centers]]
+    shapes = [1 / d for d in DISPERSIONS[1:]]
+    norms = [log(step) + lgamma(2 * a) - 2 * lgamma(a) for a in shapes]
+    sums: list[list[float]] = [[] for _ in shapes]
+    for center in centers:
+        # The density of the log odds of a Beta(a, a) variate is (s(u) s(-u))^a / B(a, a), s the logistic function.
+        densities = [-abs(node - center) - 2 * log1p(exp(-abs(node - center))) for node in nodes]
+        for into, shape, norm in zip(sums, shapes, norms, strict=True):
+            terms = [likelihood + shape * density for likelihood, density in zip(likelihoods, densities, strict=True)]
+            largest = max(terms)
+            into.append(norm + largest + log(sum([exp(term - largest) for term in terms])))
+    return _table([*rows, *sums])
+
+
+_SPACING: Final = 0.35
+"""Distance of the nodes, about the standard deviation of the narrowest density that is integrated over."""
+
+
+def _nodes(bad: int, total: int, centers: Sequence[float]) -> tuple[list[float], float]:
+    """Return log odds at which to sum an integrand, and their distance: where the binomial likelihood is not nil."""
+    low, high = centers[0] - 9, centers[-1] + 9
+    a, b = max(bad, 0.5), max(total - bad, 0.5)
+    mode, width = log(a / b), sqrt(1 / a + 1 / b)
+    if bad:
+        low = max(low, mode - 6 * width)
+    if bad < total:
+        high = min(high, mode + 6 * width)
+    high = max(high, low + 0.01)
+    count = max(16, int((high - low) / _SPACING) + 2)
+    step = (high - low) / (count - 1)
+    return [low + i * step for i in range(count)], step
+
+
+def _log_binomial(bad: int, total: int, log_odds: float) -> float:
+    """Return the log-likelihood of ``bad`` of ``total``, without the binomial coefficient."""
+    if log_odds > 0:
+        return -bad * log1p(exp(-log_odds)) - (total - bad) * (log_odds + log1p(exp(-log_odds)))
+    return bad * (log_odds - log1p(exp(log_odds))) - (total - bad) * log1p(exp(log_odds))
