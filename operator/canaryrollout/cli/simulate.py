@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import timedelta
@@ -34,6 +35,7 @@ from canaryrollout.cli.traffic import Version
 _FACTORS: Final = (2, 4, 10)
 """How bad canaries are, as multiples of the stable rate, where nothing is said about the canary."""
 _MOST_JOBS: Final = 16
+_PATIENCE: Final = timedelta(minutes=1)
 
 
 def simulate(
@@ -171,14 +173,31 @@ def _scenarios(question: Question, canary: Version | None) -> list[Scenario]:
 
 
 def _play(scenarios: Sequence[Scenario], runs: int, jobs: int) -> list[list[Run]]:
-    """Play all runs, with a bar where somebody watches."""
+    """Play all runs, with a bar where somebody watches, and a word on how long it takes where nobody does."""
     played: defaultdict[int, list[Run]] = defaultdict(list)
+    total, began = runs * len(scenarios), time.monotonic()
     with progress() as bar:
-        task = bar.add_task("rollouts", total=runs * len(scenarios))
+        task = bar.add_task("rollouts", total=total)
         for index, part in play_all(scenarios, runs, jobs):
+            if not played and (warning := slow(time.monotonic() - began, len(part) * jobs, total)) and bar.disable:
+                typer.echo(warning, err=True)
             played[index] += part
             bar.advance(task, len(part))
     return [sorted(played[index], key=lambda run: run.number) for index in range(len(scenarios))]
+
+
+def slow(seconds: float, done: int, total: int) -> str:
+    """Return a warning where all runs take long; empty where they do not.
+
+    Args:
+        seconds: How long the first took.
+        done: How many those were.
+        total: How many there are.
+    """
+    expected = timedelta(seconds=seconds * total / done)
+    if expected < _PATIENCE:
+        return ""
+    return f"{total} rollouts of this many checks take about {advice.words(expected)}; fewer --runs answer sooner"
 
 
 def _draw(file: Path, question: Question, scenarios: Sequence[Scenario], played: Sequence[Sequence[Run]]) -> None:

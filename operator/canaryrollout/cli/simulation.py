@@ -6,6 +6,7 @@ whatever the number of processes.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,7 +25,7 @@ from canaryrollout.cli.traffic import ImaginedProvider, Traffic, Version
 from canaryrollout.domain.settings import DomainSettings
 
 START: Final = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
-CHUNK: Final = 10
+CHUNK: Final = 5
 _Z95: Final = 1.959964
 
 
@@ -248,10 +249,13 @@ def play_all(scenarios: Sequence[Scenario], runs: int, jobs: int) -> Iterator[tu
         for index, numbers in chunks:
             yield index, _chunk(scenarios[index], numbers)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    pool = ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
         under_way = {pool.submit(_chunk, scenarios[index], numbers): index for index, numbers in chunks}
         for done in as_completed(under_way):
             yield under_way[done], done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _chunk(scenario: Scenario, numbers: range) -> list[Run]:

@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from canaryrollout.__main__ import app
+from canaryrollout.cli.simulate import slow
 
 runner = CliRunner()
 RUNS = 60
@@ -210,6 +211,11 @@ def test_wrong_manifests(tmp_path: Path) -> None:
         2,
         f"{tmp_path / 'nothing.yaml'} cannot be read: No such file or directory\n",
     )
+
+
+def test_long_simulations_say_how_long_they_take() -> None:
+    assert slow(0.5, 10, 500) == ""
+    assert slow(12.0, 10, 500) == "500 rollouts of this many checks take about 10m; fewer --runs answer sooner"
 
 
 def test_help_has_examples_and_exit_statuses() -> None:
