@@ -3,9 +3,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import promql_parser as ast
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,9 +15,11 @@ from canaryrollout.adapters import promql
 from canaryrollout.adapters.prometheus_provider import CustomQueries
 from canaryrollout.adapters.promql import QueryRefused, check, enforce, own_query, variables_of
 from canaryrollout.adapters.promql_text import Token, tokens
+from canaryrollout.api.spec import MetricGate
 from canaryrollout.domain.evidence import EvidenceRequest
 from tests.promqlqueries import Query, queries
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 VALUES: Mapping[str, str] = {
     "namespace": "shop",
     "host": "reviews.shop.svc.cluster.local",
@@ -246,6 +250,19 @@ class TestOwnQuery:
             timedelta(seconds=90), weight=30,
         )  # fmt: skip
         assert variables_of(request) == {**VALUES, "interval": "1m30s"}
+
+    def test_every_example_of_the_documentation_can_be_sent_confined(self) -> None:
+        blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs/metrics.md").read_text(), re.DOTALL)
+        found = [yaml.safe_load(block) for block in blocks]
+        gates = [
+            gate for part in found for gate in (part if isinstance(part, list) else part["spec"]["analysis"]["metrics"])
+        ]
+        assert len(gates) == 4
+        for gate in map(MetricGate.model_validate, gates):
+            assert all(rule.holds is not None and rule.holds(gate) for rule in MetricGate.rules)
+            for text in filter(None, (gate.query, gate.baseline_query)):
+                sent = own_query(text, VALUES, CustomQueries.NAMESPACE_ENFORCED, "namespace", gate.name)
+                assert "$" not in sent
 
     @given(queries)
     @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
