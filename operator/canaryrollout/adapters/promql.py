@@ -215,9 +215,17 @@ def _trouble() -> Iterator[None]:
 
 
 def _guards(after: ast.Expr, before: ast.Expr, mine: Shape) -> bool:
-    """Tell whether a query is another with one more matcher in every selector."""
-    everywhere = all(mine in map(_matcher, found.matchers.matchers) for found in _selectors(after))
-    return everywhere and _shape(after) == _shape(before, (mine,))
+    """Tell whether a query is another with one more matcher in every selector.
+
+    The parser's own walk looks for a selector without it as well, so that a node overlooked here is found there.
+    """
+
+    def guarded(node: ast.Expr) -> bool:
+        return not isinstance(node, ast.VectorSelector) or (
+            mine in map(_matcher, node.matchers.matchers) and not node.matchers.or_matchers
+        )
+
+    return ast.walk(after, guarded) and _shape(after) == _shape(before, (mine,))
 
 
 def _with_matcher(plain: Sequence[Token], matcher: str) -> Iterator[Token]:

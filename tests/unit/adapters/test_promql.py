@@ -152,6 +152,14 @@ class TestEnforce:
         with pytest.raises(QueryRefused, match="cannot be proved"):
             enforce("a * b", "namespace", "proof")
 
+    def test_so_is_one_where_nothing_but_the_walk_looks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(promql, "_shape", lambda *_: ())
+        assert enforce("a * a", "namespace", "walk") == 'a{namespace="walk"} * a{namespace="walk"}'
+        monkeypatch.setattr(promql, "_is_metric", lambda word, follows: word == "a")
+        for text in ("a * b", "max_over_time(b[5m:])", "topk(scalar(b), a)", "rate(b[5m])", "-(b)"):
+            with pytest.raises(QueryRefused, match="cannot be proved"):
+                enforce(text, "namespace", "walk")
+
     def test_a_rewriting_that_changes_the_query_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         original = promql._with_matcher
         for old, new in (("+", "-"), ("5m", "6m"), ("by", "without"), ("1", "2"), ("rate", "delta"), ('"x"', '"y"')):
