@@ -2,9 +2,9 @@
 
 Rollouts whose blocks begin and end together differ in host and version alone, so one query can name them all. Queries
 are bounded in members, because a server bounds samples, and in text. When a query fails although the provider answers
-others, it is halved until those that fail are found: a rollout whose host cannot be counted is then asked about alone
-for a while and blinds nobody, at a cost of a few queries. Halves that both succeed were too large together; queries
-then stay smaller for a while.
+others, some of its members are asked about alone; if those are answered, it is halved until those that fail are found:
+a rollout whose host cannot be counted is then asked about alone for a while and blinds nobody, at a cost of a few
+queries. Halves that both succeed were too large together; queries then stay smaller for a while.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ MOST_POINTS: Final = 2_000
 """How many blocks, over all its hosts, one query counts."""
 LONGEST_NAMES: Final = 8_000
 """How many characters the host names of one query have; a query repeats them about ten times."""
+SAMPLES: Final = 2
+"""How many members of a query that failed are asked about alone before it is halved."""
 REMEMBERED: Final = 10
-"""For how many blocks it is remembered that a host has to be asked about alone, or that queries were too large."""
+"""For how many blocks it is remembered that a host had to be asked about alone, or that queries were too large."""
 _log = structlog.get_logger(__name__)
 
 Verify = Callable[[QueryFailed, datetime], Awaitable[bool]]
@@ -79,6 +81,7 @@ class Counting:
     answered: Callable[[], None]
     there: Verify
     _apart: dict[str, _Set] = field(default_factory=dict)
+    _turn: int = 0
     _numbers: count[int] = field(default_factory=count)
     _largest: int = MOST_MEMBERS
     _largest_until: datetime | None = None
@@ -135,16 +138,18 @@ class Counting:
         Returns:
             Whether all went well at the first try.
         """
+        newest = jobs[0].stretch.ends[-1]
         try:
             await self._ask(jobs)
         except QueryFailed as failure:
-            newest = jobs[0].stretch.ends[-1]
             if failure.outcome != "BadQuery" and not await self.there(failure, newest):
                 return _all(jobs, failure)
             if failure.outcome == "BadQuery":
                 self.answered()
+            if not split and len(jobs) > SAMPLES and await self._fails_for_everybody(jobs):
+                return _all(jobs, failure)
             if len(jobs) == 1 or budget.left < 2:
-                if split:
+                if split or jobs[0].request.host in self._apart:
                     self._set_apart(jobs)
                 return _all(jobs, failure)
         else:
@@ -160,13 +165,21 @@ class Counting:
             self._largest_until = newest + REMEMBERED * jobs[0].stretch.window
         return False
 
+    async def _fails_for_everybody(self, jobs: Sequence[Job]) -> bool:
+        """Return whether some of the jobs, others each time, fail alone as well: then it is nobody's own fault."""
+        self._turn += 1
+        samples = [jobs[(self._turn + i * len(jobs) // SAMPLES) % len(jobs)] for i in range(SAMPLES)]
+        failures = await asyncio.gather(*(self._ask([job]) for job in samples), return_exceptions=True)
+        return all(isinstance(failure, QueryFailed) for failure in failures)
+
     def _set_apart(self, jobs: Sequence[Job]) -> None:
-        """Ask about hosts apart from the others for a while."""
+        """Ask about hosts apart from the others for a while, which begins anew whenever that fails, too."""
+        if not all(job.request.host in self._apart for job in jobs):
+            hosts = sorted(job.request.host for job in jobs)
+            _log.warning("hosts cannot be counted, asking about them apart", hosts=hosts[:3], number=len(hosts))
         number, until = next(self._numbers), jobs[0].stretch.ends[-1] + REMEMBERED * jobs[0].stretch.window
         for job in jobs:
             self._apart[job.request.host] = _Set(number, until)
-        hosts = sorted(job.request.host for job in jobs)
-        _log.warning("hosts cannot be counted, asking about them alone", hosts=hosts[:3], number=len(hosts))
 
     async def _ask(self, jobs: Sequence[Job]) -> None:
         """Count jobs by one query for requests, and one for durations where they are judged.
@@ -261,7 +274,8 @@ async def threshold_problem(server: Asks, host: str, threshold: timedelta, at: d
 
 def _all(jobs: Sequence[Job], failure: QueryFailed) -> bool:
     for job in jobs:
-        job.outcome = failure
+        if not isinstance(job.outcome, Fetched):
+            job.outcome = failure
     return False
 
 

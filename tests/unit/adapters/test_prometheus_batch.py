@@ -216,7 +216,7 @@ async def test_one_bad_member_blinds_nobody(world: World, outcome: str) -> None:
     assert (bad.blocks, bad.error) == ((), f"no: {outcome}")
     assert all(len(e.blocks) == 1 and not e.error for e in crowd.evidence.values())
     found_by = len(world.counting())
-    assert found_by <= 2 * (1 + 2 * 6), "halving fifty takes six steps"
+    assert found_by <= 2 * (1 + 2 + 2 * 6), "two samples, and halving fifty takes six steps"
 
     before = len(world.server.asked)
     await crowd.look(23, lambda e: len(e.blocks) == 2 or failing(e))
@@ -242,19 +242,53 @@ async def test_a_bad_member_is_tried_with_the_others_again_later(world: World) -
 
 
 @pytest.mark.looptime
-async def test_several_bad_members_are_found_with_a_bounded_number_of_queries(world: World) -> None:
-    bad = tuple(range(0, 60, 2))
+async def test_who_stays_bad_is_never_tried_with_the_others_again(world: World) -> None:
+    requests = [request(n, start=T0) for n in range(50)]
+    world.server.trouble = refusing(17)
+    crowd = Crowd(world.source, requests)
+    await crowd.look(12, lambda e: bool(e.blocks) or failing(e))
+    before = len(world.server.asked)
+    for k in range(2, 3 * REMEMBERED):
+        await crowd.look(k * 10 + 2, lambda e: bool(e.blocks) or failing(e))
+        await asyncio.sleep(0.5)
+    assert {len(hosts_of(query)) for query in world.counting(before) if names(query, 17)} == {1}
+    assert {len(hosts_of(query)) for query in world.counting(before) if not names(query, 17)} == {49}
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize(("every", "looks"), [(10, 3), (5, 6), (2, 25)])
+async def test_several_bad_members_are_found_with_a_bounded_number_of_queries(
+    world: World, every: int, looks: int
+) -> None:
+    bad = tuple(range(0, 60, every))
     requests = [request(n, start=T0) for n in range(60)]
     world.server.trouble = refusing(*bad)
     crowd = Crowd(world.source, requests)
     await crowd.look(12, lambda e: bool(e.blocks) or failing(e))
     assert len(world.counting()) <= 60
-    for k in range(2, 12):
+    for k in range(2, looks + 2):
+        before = len(world.server.asked)
         await crowd.look(k * 10 + 2, lambda e: bool(e.blocks) or failing(e))
         await asyncio.sleep(5)
-    seeing = {name for name, e in crowd.evidence.items() if len(e.blocks) >= 8}
+        assert len(world.counting(before)) <= 5 * len(requests)
+    seeing = {name for name, e in crowd.evidence.items() if len(e.blocks) >= looks}
     assert seeing >= {host(n) for n in range(60) if n not in bad}
     assert all(not crowd.evidence[host(n)].blocks for n in bad)
+
+
+@pytest.mark.looptime
+async def test_what_fails_for_everybody_is_not_taken_apart(world: World) -> None:
+    """As with a store that is away, where the server must not answer in part."""
+    away = QueryFailed("BadQuery", "expanding series: rpc error: code = Unavailable")
+    world.server.trouble = lambda query: away if is_counting(query) else None
+    crowd = Crowd(world.source, [request(n, start=T0) for n in range(50)])
+    await crowd.look(12, failing)
+    assert len(world.counting()) == 2 * (1 + 2)
+    assert {e.error for e in crowd.evidence.values()} == {str(away)}
+    world.server.trouble = lambda query: None
+    before = len(world.server.asked)
+    await crowd.look(22, blocks(2))
+    assert [len(hosts_of(query)) for query in world.counting(before)] == [50, 50], "nobody is asked about alone"
 
 
 @pytest.mark.looptime
