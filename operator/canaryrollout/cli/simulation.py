@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from math import ceil, sqrt
+from math import ceil
 from random import Random
 from typing import Final
 
@@ -22,11 +22,12 @@ from canaryrollout.api.status import Verdict
 from canaryrollout.cli.imagined import ImaginedRollout, Moment, Outcome
 from canaryrollout.cli.manifest import Manifest
 from canaryrollout.cli.traffic import ImaginedProvider, Traffic, Version
+from canaryrollout.domain.intervals import wilson
+from canaryrollout.domain.results import Sample
 from canaryrollout.domain.settings import DomainSettings
 
 START: Final = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 CHUNK: Final = 5
-_Z95: Final = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +128,8 @@ class Probability:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the bounds: ``(p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)``."""
-        n, p, z2 = self.of, self.value, _Z95**2
-        if not n:
-            return 0.0, 1.0
-        middle, half = p + z2 / (2 * n), _Z95 * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-        return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
+        """Return where the probability lies."""
+        return wilson(Sample(self.runs, self.of))
 
 
 @dataclass(frozen=True, slots=True)

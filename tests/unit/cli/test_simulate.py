@@ -16,7 +16,7 @@ from canaryrollout.__main__ import app
 from canaryrollout.cli.simulate import slow
 
 runner = CliRunner()
-RUNS = 60
+RUNS = 40
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_slow_canaries_need_a_latency_gate(tmp_path: Path) -> None:
 
 def test_bursts_make_it_harder_to_tell(tmp_path: Path) -> None:
     manifest = written(tmp_path, analysis={"mode": "Threshold", "errorRate": {"max": "1%"}})
-    calm, bursty = (answer(manifest, "--bursts", bursts, runs=100)["cases"][0] for bursts in ("0", "1"))
+    calm, bursty = (answer(manifest, "--bursts", bursts, runs=40)["cases"][0] for bursts in ("0", "1"))
     assert bursty["takenBack"]["runs"] > calm["takenBack"]["runs"]
 
 
