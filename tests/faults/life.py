@@ -36,7 +36,12 @@ from tests.faults.traffic import SCRAPE_SECONDS, Traffic
 
 NAME: Final = "reviews"
 STEPS: Final = (20, 60, 100)
-INTERVAL_SECONDS: Final = 1.0
+ANALYSIS: Final[Mapping[str, Any]] = {
+    "mode": "Threshold",
+    "interval": "1s",
+    "minRequests": 20,
+    "errorRate": {"max": "1%"},
+}
 LAG_SECONDS: Final = 0.3
 TIMINGS: Final = {
     "subsetSettle": "200ms",
@@ -86,14 +91,14 @@ class Life:
         namespace: Its namespace.
         proxy: What stands between its operator and the API server.
         elected: Whether its operator has to be elected, by the usual times.
-        settings: Settings of the operator in place of the usual ones.
+        lease: Times of the election in place of the usual ones.
     """
 
     ground: Ground
     namespace: str
     proxy: FaultProxy
     elected: bool
-    settings: Mapping[str, Any]
+    lease: Mapping[str, str]
     stack: ExitStack = field(default_factory=ExitStack)
     program: Program | None = None
     starts: int = 0
@@ -123,12 +128,7 @@ class Life:
             "istio": {"virtualServices": [{"name": NAME}], "destinationRule": {"name": NAME}},
             "steps": [{"weight": weight} for weight in STEPS],
             "hold": "0s",
-            "analysis": {
-                "mode": "Threshold",
-                "interval": f"{INTERVAL_SECONDS:g}s",
-                "minRequests": 20,
-                "errorRate": {"max": "1%"},
-            },
+            "analysis": ANALYSIS,
             "progressDeadline": "2m",
             **spec,
         }
@@ -153,9 +153,13 @@ class Life:
             "sweep": "24h",
             "workers": 4,
             # Where operators are killed, the next one would wait for the lease of the dead.
-            "leaderElection": {"enabled": self.elected, "namespace": self.namespace, "name": "canaryrollout"},
+            "leaderElection": {
+                "enabled": self.elected,
+                "namespace": self.namespace,
+                "name": "canaryrollout",
+                **self.lease,
+            },
             "timings": TIMINGS,
-            **self.settings,
         }
         config.write_text(yaml.safe_dump(settings))
         kubeconfig = self.proxy.kubeconfig(directory / "kubeconfig")
@@ -323,12 +327,12 @@ def _bare(document: dict[str, Any], namespace: str) -> dict[str, Any]:
 
 
 @contextmanager
-def new_life(ground: Ground, *, elected: bool = False, **settings: Any) -> Iterator[Life]:
+def new_life(ground: Ground, *, elected: bool = False, **lease: str) -> Iterator[Life]:
     """Open a namespace with a service, and a proxy for an operator that is not started yet."""
     namespace = f"life-{next(_numbers)}"
     with ExitStack() as stack:
         proxy = stack.enter_context(FaultProxy(ground.lab.kubeconfig_for("operator")))
-        life = Life(ground, namespace, proxy, elected, settings, stack)
+        life = Life(ground, namespace, proxy, elected, lease, stack)
         life.furnish()
         if elected:
             ground.lab.apply(*grants(namespace))

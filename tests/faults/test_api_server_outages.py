@@ -14,7 +14,7 @@ import pytest
 
 from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES
 from tests.faults.conftest import Row
-from tests.faults.life import INTERVAL_SECONDS, NAME, STEPS, Ground, Life, new_life, shares
+from tests.faults.life import ANALYSIS, NAME, STEPS, Ground, Life, new_life, shares
 
 pytestmark = pytest.mark.cluster
 
@@ -28,8 +28,11 @@ OUTAGES: Final[Mapping[str, str]] = {
     "answers 2 s late": "delay=2s",
 }
 QUICK: Final = ("503", "hanging connections")
+INTERVAL_SECONDS: Final = 2.0
+"""Not below the elector's own period, in which a leader that lost its lease looks whether it can have it back."""
 ANSWERED_WITHIN: Final = INTERVAL_SECONDS + 1.0
 """After the end of an outage, for a breach that came about in it."""
+JUDGED: Final = {**ANALYSIS, "interval": f"{INTERVAL_SECONDS:g}s"}
 ASK: Final = [{"weight": 20}, {"weight": 60, "approval": "Required"}, {"weight": 100}]
 AT_ONCE: Final = 3
 
@@ -44,7 +47,7 @@ def breach_in(ground: Ground, effect: str, seconds: float) -> float:
     """Let v2 fail while the API server is out for so long; return how long after it the weight was 0."""
     with new_life(ground, elected=True) as life:
         life.start()
-        life.begin(steps=ASK)
+        life.begin(steps=ASK, analysis=JUDGED)
         life.until(lambda: in_effect(life, STEPS[1]), "second step")
         life.until(lambda: life.status.verdict == "Pass", "pass")
         life.until_quiet()
@@ -163,7 +166,7 @@ def test_one_request_that_never_returns_holds_up_nothing(ground: Ground, table: 
 def test_a_restart_of_the_api_server_loses_nothing(ground: Ground, table: list[Row]) -> None:
     with new_life(ground, elected=True) as life:
         life.start()
-        life.begin(steps=ASK)
+        life.begin(steps=ASK, analysis=JUDGED)
         life.until(lambda: in_effect(life, STEPS[1]), "second step")
         ground.lab.stop("kube-apiserver")
         life.fail("v2")

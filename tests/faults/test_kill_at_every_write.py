@@ -29,6 +29,8 @@ BACK = 3
 """Number of the write that takes the traffic back, among those of the VirtualService."""
 LIVES = {"rollout": [0, *STEPS], "rollback": [0, *STEPS[:2], 0]}
 """The canary's weights in an undisturbed life."""
+LEASES = {"leaseDuration": "4s", "renewDeadline": "3s", "retryPeriod": "500ms"}
+"""A successor waits until the lease of the dead has expired."""
 QUICK = {"rollout": 2, "rollback": BACK}
 """Number of the write of the VirtualService at which the quick tests kill: a raise, and the rollback."""
 
@@ -40,6 +42,11 @@ class Point:
     kind: str
     number: int
     after: bool
+
+    @property
+    def elects(self) -> bool:
+        """Whether there is such a write only where the operator is elected."""
+        return self.kind.endswith(" leases")
 
     def __str__(self) -> str:
         return f"{self.kind} {self.number}, {'after it was done' if self.after else 'before it arrived'}"
@@ -57,7 +64,8 @@ class Outcome:
 
 def lived(ground: Ground, kind: str, point: Point | None = None) -> Outcome:
     """Let a rollout live from its creation to its end, and the operator die at a point of it."""
-    with new_life(ground) as life:
+    elects = point is not None and point.elects
+    with new_life(ground, elected=elects, **(LEASES if elects else {})) as life:
         if kind == "rollback":
             life.fail_from(BAD_FROM)
         life.start()
@@ -112,7 +120,7 @@ def test_killed_at_every_write(ground: Ground, table: list[Row], kind: str) -> N
     lives = undisturbed(ground, kind, 3)
     points = [
         Point(name, number, after)
-        for name, count in _most(lives).items()
+        for name, count in {**_most(lives), "update leases": 3}.items()
         for number in range(1, count + 1)
         for after in (False, True)
     ]
