@@ -92,12 +92,24 @@ def own_query(
             f"{where} is not asked: the administrator lets this provider answer the built-in gates only; "
             "remove the metric or name another provider"
         )
+    prepared = _prepared(query_text, tuple(sorted(variables.items())), policy, namespace_label)
+    if isinstance(prepared, QueryRefused):
+        raise QueryRefused(f"{where} {prepared}")
+    return prepared
+
+
+@lru_cache(maxsize=256)
+def _prepared(
+    text: str, variables: tuple[tuple[str, str], ...], policy: CustomQueries, namespace_label: str
+) -> str | QueryRefused:
+    """Return a query as it is sent, or why it is not: the same ones are asked every few seconds, refused ones too."""
+    values = dict(variables)
     try:
-        filled = fill(query_text, variables)
+        filled = fill(text, values)
         if policy is CustomQueries.NAMESPACE_ENFORCED:
-            return enforce(filled, namespace_label, variables.get("namespace", ""))
-    except QueryRefused as problem:
-        raise QueryRefused(f"{where} {problem}") from None
+            return enforce(filled, namespace_label, values.get("namespace", ""))
+    except QueryRefused as refusal:
+        return QueryRefused(*refusal.args)  # without the traceback
     return filled
 
 
@@ -146,22 +158,6 @@ def enforce(text: str, label: str, namespace: str) -> str:
         raise QueryRefused(f"is not asked: the provider's namespaceLabel {label!r} is no label that can be matched")
     if _NAMESPACE.fullmatch(namespace) is None:
         raise QueryRefused(f"is not asked: {namespace!r} is no namespace")
-    found = _enforced(text, label, namespace)
-    if isinstance(found, QueryRefused):
-        raise QueryRefused(*found.args)
-    return found
-
-
-@lru_cache(maxsize=256)
-def _enforced(text: str, label: str, namespace: str) -> str | QueryRefused:
-    """Return what `enforce` answers; the same queries are asked every few seconds, refused ones too."""
-    try:
-        return _guarded(text, label, namespace)
-    except QueryRefused as refusal:
-        return QueryRefused(*refusal.args)
-
-
-def _guarded(text: str, label: str, namespace: str) -> str:
     plain = _plain(text)
     guarded = _text(_with_matcher(plain, f"{label}={literal(namespace)}"))
     with _trouble():

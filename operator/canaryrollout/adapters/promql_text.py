@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Final
 
 from canaryrollout.api.quantities import DURATION_PATTERN
@@ -87,7 +86,6 @@ class Token:
         return self.kind in {Kind.SPACE, Kind.COMMENT}
 
 
-@lru_cache(maxsize=256)
 def tokens(text: str) -> tuple[Token, ...]:
     """Cut a query into tokens.
 
