@@ -125,7 +125,9 @@ ManifestFile = Annotated[
 ]
 ManifestName = Annotated[
     str,
-    typer.Option("--name", help="Which CanaryRollout, where the file holds several.", show_default=False),
+    typer.Option(
+        "--name", metavar="NAME", help="Which CanaryRollout, where the file holds several.", show_default=False
+    ),
 ]
 Form = Annotated[Output, typer.Option("--output", "-o", help="How the answer is spelled.")]
 PlotFile = Annotated[

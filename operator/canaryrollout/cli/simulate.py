@@ -47,7 +47,10 @@ def simulate(
         ),
     ],
     rps: Annotated[
-        float, typer.Option("--rps", min=0.001, max=1_000_000, help="Requests per second to both versions together.")
+        float,
+        typer.Option(
+            "--rps", metavar="NUMBER", min=0.001, max=1_000_000, help="Requests per second to both versions together."
+        ),
     ],
     canary_errors: Annotated[
         Fraction | None,
@@ -83,20 +86,33 @@ def simulate(
         float,
         typer.Option(
             "--bursts",
+            metavar="NUMBER",
             min=0.0,
             max=10.0,
             help="How much failures come in bursts: squared coefficient of variation of the rates from interval to "
             "interval. 0 is not at all, 0.25 is usual, 1 is a lot.",
         ),
     ] = 0.0,
-    runs: Annotated[int, typer.Option("--runs", min=1, max=1_000_000, help="Rollouts of each canary.")] = 500,
-    seed: Annotated[int, typer.Option("--seed", help="Chooses the random numbers: same seed, same answer.")] = 1,
+    runs: Annotated[
+        int, typer.Option("--runs", metavar="NUMBER", min=1, max=1_000_000, help="Rollouts of each canary.")
+    ] = 500,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="NUMBER", help="Chooses the random numbers: same seed, same answer.")
+    ] = 1,
     lag: Annotated[
         timedelta,
-        typer.Option("--lag", parser=duration_of, metavar="DURATION", help="How far behind Prometheus' data is."),
+        typer.Option(
+            "--lag",
+            parser=duration_of,
+            metavar="DURATION",
+            help="How far behind Prometheus' data is; what it scrapes is half a scrape interval older on average.",
+        ),
     ] = "2s",  # type: ignore[assignment]  # parsed like any value
     jobs: Annotated[
-        int, typer.Option("--jobs", min=0, max=1024, help="Processes to use; 0 is one for each processor.")
+        int,
+        typer.Option(
+            "--jobs", metavar="NUMBER", min=0, max=1024, help="Processes to use; 0 is one for each processor."
+        ),
     ] = 0,
     name: ManifestName = "",
     output: Form = Output.TABLE,
