@@ -126,6 +126,7 @@ def _printer_columns() -> list[JsonSchema]:
         column("Canary", "string", ".status.canaryVersion", "The version that is on its way to serve."),
         column("Verdict", "string", ".status.verdict", "What the evidence says about the canary."),
         column("Age", "date", ".metadata.creationTimestamp", "Time since the object was created."),
+        column("Evidence", "string", ".status.evidence", "The numbers behind the verdict, in short.", priority=1),
         column("Message", "string", ".status.message", "What the rollout does or waits for.", priority=1),
     ]
 

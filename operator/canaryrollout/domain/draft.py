@@ -18,7 +18,6 @@ from canaryrollout.api.status import (
     Change,
     Condition,
     EffectiveAnalysis,
-    GateStatus,
     HistoryEntry,
     Phase,
     RolloutRecord,
@@ -28,6 +27,7 @@ from canaryrollout.domain.changes import changes_of, merge_changes
 from canaryrollout.domain.decision import Action, Decision, Event, Order
 from canaryrollout.domain.gates import effective_analysis
 from canaryrollout.domain.observation import Endpoints, Identity, Observation
+from canaryrollout.domain.gate_status import gate_status, in_short
 from canaryrollout.domain.results import Judgement
 from canaryrollout.domain.routes import TrafficView, view
 from canaryrollout.domain.settings import DomainSettings
@@ -236,7 +236,8 @@ class Draft:
     def _gates(self, unmoved: bool) -> None:
         if self._judgement is None:
             record = self.status.rollout
-            self.update(gates=self.case.seen.gates if record is not None and record.reason else ())
+            kept = record is not None and bool(record.reason)
+            self.update(gates=self.case.seen.gates if kept else (), evidence=self.case.seen.evidence if kept else "")
             return
         seen = {gate.name: gate for gate in self.case.seen.gates}
         gates = []
@@ -245,8 +246,8 @@ class Draft:
             if unmoved and before is not None and before.verdict == result.verdict:
                 gates.append(before)
             else:
-                gates.append(GateStatus(name=result.name, verdict=result.verdict, message=result.message))
-        self.update(gates=tuple(gates))
+                gates.append(gate_status(result))
+        self.update(gates=tuple(gates), evidence=in_short(tuple(gates)))
 
     def _finish_conditions(self, phase: Phase, reason: str, message: str, *, stalled: bool) -> None:
         # Not ready before the wanted version serves, or `kubectl wait` would return right after `kubectl apply`.

@@ -333,7 +333,13 @@ def _passed(draft: Draft, judgement: Judgement) -> Decision:
             wake_in=case.settings.retry,
         )
     stop_waiting(draft)
-    finished = FinishedStep(weight=record.weight, passed_at=case.now, canary=judgement.canary, stable=judgement.stable)
+    finished = FinishedStep(
+        weight=record.weight,
+        passed_at=case.now,
+        canary=judgement.canary,
+        stable=judgement.stable,
+        evidence=dict(judgement.evidence),
+    )
     draft.rollout(finished=(*draft.record.finished, finished), last_passed_at=case.now, awaited_seconds=0)
     draft.note("StepPassed", f"{record.version} passed at {record.weight} %: {judgement.message}")
     draft.update(contest=None)

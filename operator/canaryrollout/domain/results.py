@@ -1,8 +1,8 @@
 """What a gate says, with the numbers it says it from.
 
-Every rule, plain or sequential, on counts or on a metric of the user's own, ends in a `GateResult`; all of them together
-are a `Judgement`. Status, history, Events and the offline tools show these and nothing else, so that a person reads the
-same reason everywhere.
+Every rule, plain or sequential, on counts or on a metric of the user's own, ends in a `GateResult`; all of them
+together are a `Judgement`. Status, history, Events and the offline tools show these and nothing else, so that a person
+reads the same reason everywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
+from math import exp, log
 from typing import Final
 
 from canaryrollout.api.quantities import format_percent
@@ -53,7 +54,8 @@ class GateResult:
         name: ``errorRate``, ``latency``, ``metrics/<name>``, or ``hardCeiling``.
         verdict: Pass, Fail, Inconclusive or Error.
         reason: WithinLimits, AboveMax, BelowMin, AboveRelative, AboveIncrease, HardCeiling; NoData, NoTraffic,
-            LowSample, LowStableSample, NotANumber, PartialData, NotYetSure, Suspicious; ProviderError, BadQuery.
+            LowSample, LowStableSample, OutsideLimits, NotANumber, NoBaseline, ZeroBaseline, PartialData, NotYetSure,
+            Suspicious; ProviderError, BadQuery.
         message: The same for people, with its numbers.
         canary: What was counted of the canary; ``None`` where nothing is counted.
         stable: What it was compared with.
@@ -61,6 +63,8 @@ class GateResult:
         value: Newest value of a metric of the user's own.
         baseline: The value it was compared with.
         at: Up to when the evidence was taken.
+        needed: About how many more requests of the canary it takes before the gate can pass; 0 where none are lacking,
+            or where that is not known.
     """
 
     name: str
@@ -73,6 +77,7 @@ class GateResult:
     value: Fraction | None = None
     baseline: Fraction | None = None
     at: datetime | None = None
+    needed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,14 @@ def worst(
     decisive = [result for result in results if result.verdict is verdict]
     message = "; ".join(dict.fromkeys([*(result.message for result in decisive), *notes]))
     return Judgement(verdict, decisive[0].reason, message, tuple(results), canary, stable, evidence or {})
+
+
+def evidence_text(log_value: float) -> str:
+    """Spell an e-value, given as its logarithm, for people: two digits, and an end where larger says nothing more."""
+    if log_value > log(999_999):
+        return "1,000,000"
+    value = exp(log_value)
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def percent(value: Fraction) -> str:
