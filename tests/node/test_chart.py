@@ -229,3 +229,58 @@ def test_one_namespace_is_served_with_rights_in_that_namespace_alone(node: RealN
         assert "forbidden" not in logs.lower()
         node.kubectl("-n", "shop", "delete", "canaryrollout", "reviews", "--timeout=60s")
         helm("uninstall", "canaryrollout", "--namespace", "canaryrollout", "--wait")
+
+
+def pods_of_the_operator(node: RealNodeLab) -> dict[str, list[int]]:
+    """Pods by uid, and how often each of their containers was restarted."""
+    found = json.loads(node.kubectl("-n", "canaryrollout", "get", "pods", "-o", "json"))["items"]
+    return {
+        pod["metadata"]["uid"]: [container["restartCount"] for container in pod["status"]["containerStatuses"]]
+        for pod in found
+    }
+
+
+def providers_as_the_operator_finds_them(node: RealNodeLab) -> dict[str, dict[str, Any]]:
+    command = "python -m canaryrollout providers check -c /etc/canaryrollout/config.yaml -o json"
+    said = node.kubectl("-n", "canaryrollout", "exec", "deploy/canaryrollout", "--", *command.split(), check=False)
+    found, _ = json.JSONDecoder().raw_decode(said[said.index("[") :])  # kubectl tells of the exit status after it
+    return {provider["name"]: provider for provider in found}
+
+
+def eventually(holds: Callable[[], bool], what: str, timeout: float = 180) -> None:
+    """Wait for the kubelet, which looks at ConfigMaps and Secrets about once a minute."""
+    begin = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begin < timeout, f"not within {timeout:g} s: {what}"
+        time.sleep(1)
+    print(f"{what} after {time.monotonic() - begin:.0f} s")
+
+
+def test_providers_and_their_secrets_come_without_new_pods(node: RealNodeLab, helm: Helm) -> None:
+    with explained(node, "canaryrollout"):
+        install(helm, node, "canaryrollout", "--set", "providerSecrets={mimir}")  # which does not exist yet
+        pods = pods_of_the_operator(node)
+        helm(
+            "upgrade", "canaryrollout", str(CHART), "--namespace", "canaryrollout", "--reuse-values",
+            "--set", f"providers.mimir.url={node.prometheus_url_for_pods}",
+            "--set", "providers.mimir.bearerTokenFile=/var/run/canaryrollout/mimir/token",
+        )  # fmt: skip
+
+        def logged() -> list[dict[str, Any]]:
+            text = node.kubectl("-n", "canaryrollout", "logs", "deploy/canaryrollout", "--tail=-1")
+            lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+            return [line for line in lines if line["event"] == "providers have changed"]
+
+        eventually(lambda: logged() != [], "taken in")
+        assert [line["added"] for line in logged()] == [["mimir"]]
+        found = providers_as_the_operator_finds_them(node)
+        assert found["default"]["answers"]
+        assert found["mimir"]["remarks"] == [
+            "bearer token cannot be read from /var/run/canaryrollout/mimir/token: No such file or directory"
+        ]
+        node.kubectl("-n", "canaryrollout", "create", "secret", "generic", "mimir", "--from-literal=token=canary-6a1f")
+        eventually(lambda: providers_as_the_operator_finds_them(node)["mimir"]["answers"], "the token is there")
+        assert pods_of_the_operator(node) == pods, "no Pod was replaced or restarted"
+        assert "canary-6a1f" not in node.kubectl("-n", "canaryrollout", "logs", "deploy/canaryrollout", "--tail=-1")
+        node.kubectl("-n", "canaryrollout", "delete", "secret", "mimir")
+        helm("uninstall", "canaryrollout", "--namespace", "canaryrollout", "--wait")
