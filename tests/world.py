@@ -167,6 +167,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.originals = copy.deepcopy((self.services, self.rule))
+        self._counted: dict[tuple[str, datetime, datetime], Block] = {}
         self._log_weights()
 
     @property
@@ -329,7 +330,7 @@ class World:
         blocks = []
         start = request.start
         for end in request.ends(start, min(until, request.until or until)):
-            blocks.append(self._block(request, start, end))
+            blocks.append(self._counted_once(request, start, end))
             start = end
         metrics = {
             query.name: tuple(self._reading(query.name, block.end) for block in blocks) for query in request.queries
@@ -351,6 +352,13 @@ class World:
             return Preflight(request, error="connection refused", error_since=self.away_since)
         answer: dict[str, Any] = {"host_series": True, "versions": (request.stable,)} | self.found
         return Preflight(request, **answer)
+
+    def _counted_once(self, request: EvidenceRequest, start: datetime, end: datetime) -> Block:
+        """Return a block as it was when it was counted first: what happens later changes nothing in the past."""
+        key = request.canary, start, end
+        if key not in self._counted:
+            self._counted[key] = self._block(request, start, end)
+        return self._counted[key]
 
     def _block(self, request: EvidenceRequest, start: datetime, end: datetime) -> Block:
         weight = next((w for at, w in reversed(self.weights) if at <= start), 0)
