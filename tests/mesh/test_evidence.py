@@ -181,9 +181,9 @@ async def test_counts_are_those_of_the_client(app: Service, source: PrometheusSo
     assert share.agreement is Agreement.AGREES
 
     again = PrometheusSource(source._providers, CollectorRegistry())
-    restarted = await evidence_of(again, replace(request, until=evidence.until), evidence.until)
+    restarted = await evidence_of(again, request, evidence.until)
     await again.close()
-    assert restarted.blocks == evidence.blocks
+    assert restarted.blocks[: len(evidence.blocks)] == evidence.blocks
 
 
 async def test_slow_requests_are_timed_by_the_histogram(app: Service, source: PrometheusSource) -> None:

@@ -51,3 +51,32 @@ def test_a_step_holds_says_since_when_and_goes_on_while_deadlines_and_rollbacks_
     overdue.assert_restored()
     for service in everyone:
         service.assert_nothing_lost()
+
+
+def test_a_canary_that_turns_bad_meanwhile_is_caught(place: Place) -> None:
+    """One loses its endpoints, which needs no evidence; one begins to fail, which is seen once there is some again."""
+    lost, failing = place.service("lost"), place.service("failing")
+    for service in (lost, failing):
+        service.send(20)
+        service.apply("v2", steps=[{"weight": 30, "hold": "60s"}, {"weight": 100}])
+    for service in (lost, failing):
+        service.until_weight(30, in_effect=True)
+    place.lab.stop("prometheus")
+    stopped = time.monotonic()
+    try:
+        for service in (lost, failing):
+            service.until_phase(Phase.PROGRESSING, "ProviderError")
+        lost.backends["v2"].withdraw()
+        failing.backends["v2"].set_mode(error_rate=1.0)
+        lost.until_taken_back("CanaryUnready")
+        time.sleep(max(0.0, stopped + LONG_SECONDS - time.monotonic()))
+        assert failing.weights() == {"v1": 70, "v2": 30}, "without evidence nothing speaks against it"
+    finally:
+        place.lab.start("prometheus")
+    back = time.monotonic()
+    status = failing.until_taken_back("GateFailed")
+    print(f"taken back {time.monotonic() - back:.1f} s after the provider was back")
+    assert status.rollout is not None
+    assert not [status for status in failing.statuses if status.rollout is not None and status.rollout.weight > 30]
+    for service in (lost, failing):
+        service.assert_restored()
