@@ -206,6 +206,6 @@ def tail(successes: int, n: int, p: float) -> float:
     for k in range(successes, 0, -1):
         term *= k * (1 - p) / ((n - k + 1) * p)
         total += term
-        if term < total * 1e-12:
+        if term <= total * 1e-12:
             break
     return min(1.0, total)
