@@ -65,6 +65,8 @@ _KEPT: Final = 1 - SHARE
 _CLIP: Final = 60.0
 _LARGEST: Final = 1e60
 _SMALLEST: Final = 1e-300
+_LITTLE: Final = 1e-100
+"""Bets are counted in smaller coin once they are worth less: a step of days loses a little in each block."""
 
 Table = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
 """For each dispersion: the log-likelihood of the null, and for each hypothesis its likelihood relative to the null."""
@@ -79,7 +81,8 @@ class Wealth:
         log_peak: The highest it ever was: a test that has rejected has rejected.
         weights: What the counts say about the dispersions; sums to 1.
         bets: For each dispersion, the wealth on each hypothesis, relative to ``log_base``.
-        log_base: Logarithm of the wealth that the present step began with.
+        log_base: Logarithm of the unit that bets are counted in: the wealth that the present step began with, or less
+            once little of it was left.
         stable_bad: Failures of stable in the step.
         stable_of: Requests of stable in the step.
         blocks: Blocks of the step that stable had requests in.
@@ -181,13 +184,17 @@ def _bet(wealth: Wealth, table: Table, known: tuple[float, ...] | None) -> Wealt
             after = [min(bet, _LARGEST) for bet in after]
         bets.append(tuple(after))
         value += weight * sum(after)
-    log_value = wealth.log_base + log(value / total)
+    log_base = wealth.log_base
+    if value < _LITTLE:
+        bets = [tuple([bet / _LITTLE for bet in row]) for row in bets]
+        log_base, value = log_base + log(_LITTLE), value / _LITTLE
+    log_value = log_base + log(max(value, _SMALLEST) / total)
     return Wealth(
         log_value,
         max(wealth.log_peak, log_value),
         tuple([weight / total for weight in weights]),
         tuple(bets),
-        wealth.log_base,
+        log_base,
         wealth.stable_bad,
         wealth.stable_of,
         wealth.blocks,
@@ -271,15 +278,20 @@ _SPACING: Final = 0.35
 
 
 def _nodes(bad: int, total: int, centers: Sequence[float]) -> tuple[list[float], float]:
-    """Return log odds at which to sum an integrand, and their distance: where the binomial likelihood is not nil."""
-    low, high = centers[0] - 9, centers[-1] + 9
+    """Return log odds at which to sum an integrand, and their distance.
+
+    The integrand has its mode between a center and that of the binomial likelihood. Where the likelihood is narrow it
+    pins the mode down: a density, whose logarithm is nowhere steeper than its shape, moves it by the shape times the
+    likelihood's variance at most.
+    """
     a, b = max(bad, 0.5), max(total - bad, 0.5)
     mode, width = log(a / b), sqrt(1 / a + 1 / b)
+    low, high = min(centers[0], mode) - 9, max(centers[-1], mode) + 9
+    reach = 6 * width + width**2 / min(d for d in DISPERSIONS if d)
     if bad:
-        low = max(low, mode - 6 * width)
+        low = max(low, mode - reach)
     if bad < total:
-        high = min(high, mode + 6 * width)
-    high = max(high, low + 0.01)
+        high = min(high, mode + reach)
     count = max(16, int((high - low) / _SPACING) + 2)
     step = (high - low) / (count - 1)
     return [low + i * step for i in range(count)], step
