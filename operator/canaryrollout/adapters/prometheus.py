@@ -143,6 +143,9 @@ class PrometheusSource:
     async def _check(self, check: Check, backend: Backend) -> None:
         try:
             answer = await backend.preflight(check.request)
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must show up as a missing answer
+            _log.exception("preflight failed", provider=backend.provider.name, host=check.request.host)
+            answer = Preflight(check.request, error=f"the operator could not read the answer: {error!r}")
         finally:
             check.asking = None
         if check.take(answer, backend.now()):

@@ -85,6 +85,7 @@ class Backend:
             else:
                 self._gather(GATHER)
         if not self.breaker.is_open and entry.own.due(now, self.provider.lag):
+            entry.own.asking = True
             self.start(self._ask_own(entry, now))
 
     async def preflight(self, request: PreflightRequest) -> Preflight:
@@ -123,7 +124,7 @@ class Backend:
         for task in self._tasks:
             task.cancel()
         for entry in self._entries.values():
-            entry.jobs = ()
+            entry.jobs, entry.own.asking = (), False
 
     async def close(self) -> None:
         """Release threads and connections, after `stop`."""

@@ -104,6 +104,15 @@ async def test_baseline_is_read_at_the_same_time(world: World) -> None:
     assert reading.value.at == reading.baseline.at == reading.at == T0 + INTERVAL
 
 
+async def test_asking_twice_at_once_asks_once(world: World) -> None:
+    world.answer(number(str))
+    asked = request(OwnQuery("load", "load"))
+    for _ in range(3):
+        world.source.latest(asked, T0 + 12 * SECOND, lambda: None)
+    assert len((await world.look(asked, 12)).metrics["load"]) == 1
+    assert len(world.own()) == 1
+
+
 async def test_after_a_restart_the_same_readings_come_by_one_range_query(world: World) -> None:
     """Whether failures are counted before or after a restart, they are the same ones."""
     world.answer(number(lambda at: "NaN" if at == 30 else str(at / 7)))

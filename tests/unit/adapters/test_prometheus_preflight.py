@@ -142,6 +142,13 @@ async def test_a_provider_that_is_away_is_not_asked_for_each_rollout(world: Worl
     assert (await world.answer(40)).error == "", "it is found out whether it is back, although no block is due"
 
 
+async def test_an_answer_that_breaks_the_reader_is_an_error_and_tried_again(world: World) -> None:
+    world.server.reply = lambda asked: result("vector", [{"metric": "none", "value": [0, "1"]}])
+    assert "the operator could not read the answer" in (await world.answer(0)).error
+    world.server.reply = Mesh()
+    assert (await world.answer(6)).error == ""
+
+
 async def test_warnings_are_passed_on(world: World) -> None:
     world.server.reply = Mesh(envelope={"warnings": ["store b is away"]})
     assert (await world.answer(0)).warnings == ("store b is away",)
