@@ -32,6 +32,9 @@ from canaryrollout.domain.results import GateResult, LimitEvidence, evidence_tex
 
 _KEPT_TRAILS: Final = 4096
 _DISPERSION: Final = "dispersion"
+_MOST: Final = 1e9
+_LEAST: Final = 1e-300
+"""Between these evidence is remembered; what a step can pass with lies far below the upper one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,14 @@ def judge(gate: RateGate, analysis: Analysis, finished: Sequence[FinishedStep]) 
     carried = finished[-1].evidence if finished else {}
     limits = list(_limits(gate, carried))
     result = _judge(gate, analysis, limits, threshold)
-    shown = tuple(LimitEvidence(limit.text, limit.wealth.log_value, threshold) for limit in limits)
+    shown = tuple(LimitEvidence(limit.text, _telling(limit.wealth, threshold), threshold) for limit in limits)
     remembered = {key: text for limit in limits for key, text in _remember(gate, limit).items()}
     return replace(result, limits=shown), remembered
+
+
+def _telling(wealth: Wealth, threshold: float) -> float:
+    """Return the evidence to show: now, or the highest it ever was where that decided."""
+    return wealth.log_peak if wealth.log_peak >= threshold else wealth.log_value
 
 
 def _limits(gate: RateGate, carried: Mapping[str, str]) -> list[_Limit]:
@@ -116,20 +124,27 @@ def _follow(gate: RateGate, start: Wealth, bound: float, *, against_stable: bool
 
 
 def _recall(gate: RateGate, text: str, carried: Mapping[str, str]) -> Wealth:
-    """Return the evidence that the steps before ended with; a limit that was changed meanwhile begins anew."""
+    """Return the evidence that the steps before ended with.
+
+    A limit that was changed meanwhile begins anew, and so does one whose evidence nobody can have written but a person.
+    """
     key = f"{gate.name} {text}"
     try:
         value = float(carried[key])
         weights = tuple(float(part) for part in carried[f"{key} {_DISPERSION}"].split())
-        return evalues.begin(log(value), weights)
     except (KeyError, ValueError):
         return evalues.begin()
+    sound = len(weights) == len(evalues.DISPERSIONS) and all(0 <= weight <= 1 for weight in weights)
+    if not sound or not sum(weights) or not 0 < value <= _MOST:
+        return evalues.begin()
+    return evalues.begin(log(value), weights)
 
 
 def _remember(gate: RateGate, limit: _Limit) -> dict[str, str]:
     key = f"{gate.name} {limit.text}"
     weights = " ".join(f"{weight:.4g}" for weight in limit.wealth.weights)
-    return {key: f"{exp(limit.wealth.log_value):.6g}", f"{key} {_DISPERSION}": weights}
+    value = exp(min(max(limit.wealth.log_value, log(_LEAST)), log(_MOST)))
+    return {key: f"{value:.6g}", f"{key} {_DISPERSION}": weights}
 
 
 def _judge(gate: RateGate, analysis: Analysis, limits: Sequence[_Limit], threshold: float) -> GateResult:

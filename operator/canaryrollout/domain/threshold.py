@@ -88,8 +88,10 @@ def _tolerated(gate: RateGate, analysis: Analysis, exceeded: GateResult) -> Gate
 
 
 def _looks(gate: RateGate) -> Iterator[RateGate]:
-    """Yield the gate as it was at the end of each block."""
-    for count in range(1, len(gate.pairs) + 1):
+    """Yield the gate as it was at the end of each block, with what had been counted by then as one block."""
+    so_far = (0, 0, 0, 0)
+    for bad, of, stable_bad, stable_of in gate.pairs:
+        so_far = (so_far[0] + bad, so_far[1] + of, so_far[2] + stable_bad, so_far[3] + stable_of)
         yield RateGate(
             gate.name,
             gate.what,
@@ -98,7 +100,7 @@ def _looks(gate: RateGate) -> Iterator[RateGate]:
             gate.relative,
             gate.absolute_field,
             gate.weight,
-            gate.pairs[:count],
+            (so_far,),
             gate.before,
             gate.seen,
             gate.at,
