@@ -14,7 +14,7 @@ PIN := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --n
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup test test-unit test-cluster test-mesh test-node check bench generate lock
+.PHONY: help setup test test-unit test-cluster test-mesh test-node check bench bench-analysis generate lock
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ check: $(READY) ## Lint, types, import contracts, generated files
 
 bench: $(READY) ## Measure what a rollout costs: counts first, then time on this machine
 	@$(BIN)/python -m bench.replay
+
+bench-analysis: $(READY) ## Prove the gates by simulation and write the table of docs/analysis.md (half an hour on 2 cores)
+	@$(BIN)/python -m bench.analysis
 
 generate: $(READY) ## Write deploy/crds/ from the models
 	@$(BIN)/python -m canaryrollout.api.crd

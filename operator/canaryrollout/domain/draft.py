@@ -7,6 +7,7 @@ that a moving counter alone does not change the status.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,9 +26,9 @@ from canaryrollout.api.status import (
 from canaryrollout.domain import steps
 from canaryrollout.domain.changes import changes_of, merge_changes
 from canaryrollout.domain.decision import Action, Decision, Event, Order
+from canaryrollout.domain.gate_status import gate_status, in_short
 from canaryrollout.domain.gates import effective_analysis
 from canaryrollout.domain.observation import Endpoints, Identity, Observation
-from canaryrollout.domain.gate_status import gate_status, in_short
 from canaryrollout.domain.results import Judgement
 from canaryrollout.domain.routes import TrafficView, view
 from canaryrollout.domain.settings import DomainSettings
@@ -184,7 +185,7 @@ class Draft:
         unmoved = (phase, reason, verdict) == (self.case.seen.phase, self._reason_seen(), self.case.seen.verdict) and (
             self.status.weight == self.case.seen.weight
         )
-        if unmoved and not self._message_is_news(phase, reason):
+        if unmoved and not self._message_is_news(phase, reason, message):
             message = self.case.seen.message
         self.update(phase=phase, message=message, verdict=verdict, observed_generation=self.case.identity.generation)
         self._gates(unmoved)
@@ -202,9 +203,11 @@ class Draft:
         found = self.case.observation.failures
         return "; ".join(found[action.key].message for action in actions if action.key in found)
 
-    def _message_is_news(self, phase: Phase, reason: str) -> bool:
+    def _message_is_news(self, phase: Phase, reason: str, message: str) -> bool:
         """Return whether a new message for the same reason says more than that a counter has moved."""
         if self.case.identity.generation != self.case.seen.observed_generation:
+            return True
+        if not _same_words(message, self.case.seen.message):
             return True
         return phase in (Phase.PREPARING, Phase.BLOCKED) and reason not in ("MeshUnreadable", "EndpointsUnreadable")
 
@@ -267,7 +270,8 @@ class Draft:
         status, reason, message = state
         generation = self.case.identity.generation
         since = before.last_transition_time if before and before.status == status else self.case.now
-        if before and (before.status, before.reason) == (status, reason) and kind not in _PHASE_CONDITIONS:
+        same = before is not None and (before.status, before.reason) == (status, reason)
+        if before and same and kind not in _PHASE_CONDITIONS and _same_words(before.message, message):
             message = before.message
         return Condition(
             type=kind,
@@ -279,5 +283,11 @@ class Draft:
         )
 
 
+def _same_words(one: str, other: str) -> bool:
+    """Return whether two messages differ in nothing but their numbers."""
+    return _NUMBERS.sub("", one) == _NUMBERS.sub("", other)
+
+
+_NUMBERS: Final = re.compile(r"[0-9][0-9.,:hms]*")
 _PHASE_CONDITIONS: Final = frozenset({"Ready", "Reconciling", "Stalled"})
 _FIELD: Final = {"errorRate": "error_rate", "latency": "latency"}

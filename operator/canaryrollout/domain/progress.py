@@ -6,7 +6,7 @@ endpoints, does the evidence speak against it; only then whether it is time to g
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.spec import Convergence, OnDeadline, OnNoData
@@ -19,6 +19,7 @@ from canaryrollout.domain.gates import judge
 from canaryrollout.domain.looks import grid_start, next_look
 from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, seen_outage, went_away
+from canaryrollout.domain.pace import Pace
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
 from canaryrollout.domain.results import GateResult, Judgement
 from canaryrollout.domain.subsets import restore_lost
@@ -288,7 +289,21 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
         return overdue(draft, waiting) or draft.move(
             _phase(draft), "Holding", f"{waiting}; held until {held_until:%H:%M:%S} UTC", wake_at=next_look(draft)
         )
+    if slow := _too_slow(draft, judgement, seen_until - record.in_effect_at):
+        waiting = f"{waiting}; {slow}"
+        draft.note_once("TooLittleTraffic", waiting, warning=True)
+        return overdue(draft, waiting) or draft.move(
+            _phase(draft), "TooLittleTraffic", waiting, wake_at=next_look(draft)
+        )
     return overdue(draft, waiting) or draft.move(_phase(draft), judgement.reason, waiting, wake_at=next_look(draft))
+
+
+def _too_slow(draft: Draft, judgement: Judgement, over: timedelta) -> str:
+    """Say that traffic is too low for this step ever to pass in time; empty where it may."""
+    due = steps.deadline(draft.case.spec, draft.record)
+    if due is None or not judgement.needed:
+        return ""
+    return Pace(judgement.canary.requests, over).too_slow(judgement.needed, due - draft.case.now)
 
 
 def overdue(draft: Draft, waiting: str) -> Decision | None:

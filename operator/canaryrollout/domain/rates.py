@@ -13,7 +13,7 @@ what stable had in the steps before, and the words that both rules use. Rules th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
 from math import floor
@@ -110,13 +110,13 @@ class RateGate:
             return self.undecided("NoData", "no complete interval of data since the weight came into effect")
         if not self.seen:
             return self.undecided("NoData", "Prometheus has no series of the canary")
+        if self.canary.of >= min_requests:
+            return None
+        needed = min_requests - self.canary.of
         if not self.canary.of:
-            return self.undecided("NoTraffic", f"canary had no {self.unit} yet")
-        if self.canary.of < min_requests:
-            return self.undecided(
-                "LowSample", f"{self.canary.of:,} of {min_requests:,} {self.unit} of the canary so far"
-            )
-        return None
+            return replace(self.undecided("NoTraffic", f"canary had no {self.unit} yet"), needed=needed)
+        seen = f"{self.canary.of:,} of {min_requests:,} {self.unit} of the canary so far"
+        return replace(self.undecided("LowSample", seen), needed=needed)
 
     def lacking_stable(self, min_requests: int) -> str:
         """Return, for people, that stable has too few requests to compare with; empty where it has enough."""

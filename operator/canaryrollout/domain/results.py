@@ -102,6 +102,11 @@ class Judgement:
     stable: Counts
     evidence: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def needed(self) -> int:
+        """Return about how many more requests of the canary it takes before all gates can pass; 0 where unknown."""
+        return max(gate.needed for gate in self.gates)
+
 
 _SEVERITY: Final = (Verdict.FAIL, Verdict.ERROR, Verdict.INCONCLUSIVE, Verdict.PASS)
 

@@ -154,7 +154,7 @@ def _judge(gate: RateGate, analysis: Analysis, limits: Sequence[_Limit], thresho
             return _told(gate, limit, Verdict.FAIL, limit.reason, evidence, analysis)
     least = analysis.min_requests
     if (lacking := gate.lacking(least)) is not None:
-        return replace(lacking, needed=max(0, least - gate.canary.of))
+        return lacking
     lack = gate.lacking_stable(least)
     if lack and (gate.stable_serves or gate.limit is None):
         return gate.undecided("LowStableSample", lack)

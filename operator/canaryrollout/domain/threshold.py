@@ -36,7 +36,7 @@ def _judge(gate: RateGate, analysis: Analysis) -> GateResult:
     if (exceeded := _exceeded(gate, least)) is not None:
         return _tolerated(gate, analysis, exceeded)
     if (lacking := gate.lacking(least)) is not None:
-        return replace(lacking, needed=max(0, least - gate.canary.of))
+        return lacking
     lack = gate.lacking_stable(least)
     stable = gate.compared(least) if gate.relative is not None else None
     if not lack:
