@@ -22,8 +22,9 @@ from canaryrollout.adapters.prometheus_queries import Labels, durations_query, r
 from canaryrollout.adapters.rollouts import rollout_of
 from canaryrollout.api.status import Verdict
 from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest
-from canaryrollout.domain.gates import Judgement, judge
+from canaryrollout.domain.gates import judge
 from canaryrollout.domain.needs import needs
+from canaryrollout.domain.results import Judgement
 from canaryrollout.domain.settings import DomainSettings
 from canaryrollout.engine.ports import Rollout
 from lab.demo.watch import ROLLOUT
@@ -141,15 +142,15 @@ class Replay:
     def _block(self, request: EvidenceRequest) -> Block:
         """Everything from the start of the grid until now, as one block."""
         end, labels = request.start + request.interval, LABELS
-        texts = [requests_query(request, labels, self._scrape_interval)]
+        texts = [requests_query([request], request.interval, labels, self._scrape_interval)]
         if request.slow_above is not None:
-            texts.append(durations_query(request, labels, self._scrape_interval))
+            texts.append(durations_query([request], request.interval, labels, self._scrape_interval))
         at = milliseconds_of(end)
         rows = []
         for text in texts:
             data = self._ask(text, at)
             rows.append(rows_of(data["resultType"], data["result"]).get(at, ()))
-        return read_block(request, labels, end, rows[0], rows[1] if len(rows) > 1 else ()).block
+        return read_block(request, labels, request.start, end, rows[0], rows[1] if len(rows) > 1 else ()).block
 
     def _ask(self, query: str, at: int) -> dict[str, Any]:
         answer = self._session.post(self._url, data={"query": query, "time": f"{at / 1000:.3f}"}, timeout=5)

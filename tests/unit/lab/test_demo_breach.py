@@ -52,7 +52,7 @@ class World:
 
 def rollout(**record: Any) -> dict[str, Any]:
     document = scene.rollout("v3")
-    document["spec"]["analysis"] |= {"latency": None, "errorRate": {"max": "1%"}}
+    document["spec"]["analysis"] |= {"mode": "Threshold", "latency": None, "errorRate": {"max": "1%"}}
     document["metadata"] |= {"uid": "1", "generation": 1, "creationTimestamp": "2026-01-01T00:00:00Z"}
     document["status"] = {
         "stableVersion": "v2",
