@@ -105,7 +105,7 @@ def test_the_first_fail_is_kept_with_the_time_it_was_asked_for(world: World) -> 
     world.at(5.1, c200=96, c500=4)
     breach = world.replay.breaches["v3"]
     assert breach.at == APPLIED_AT + 5.0
-    assert "2 % of 100 requests failed" in breach.message
+    assert "error rate 2 % (2/100)" in breach.message
 
 
 def test_a_good_version_is_never_in_breach(world: World) -> None:
