@@ -81,7 +81,13 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
     except ImportError:
         raise NoPlot("--plot needs matplotlib, which is not installed: pip install 'canaryrollout[plot]'") from None
     with mpl.rc_context(
-        {"font.size": 9, "svg.hashsalt": "canaryrollout", "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 9,
+            "svg.hashsalt": "canaryrollout",
+            "svg.fonttype": "none",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     ):
         figure = Figure(figsize=(INCHES[0] * len(panels), INCHES[1]), dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)

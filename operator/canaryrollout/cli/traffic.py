@@ -71,6 +71,7 @@ class ImaginedProvider:
         self._request: EvidenceRequest | None = None
         self._blocks: list[Block] = []
         self._opening: Evidence | None = None
+        self._counted_until: datetime | None = None
         self._passing = {
             gate.name: next(value for value in (gate.max, gate.min, Fraction(1)) if value is not None)
             for gate in spec.analysis.metrics
@@ -94,19 +95,20 @@ class ImaginedProvider:
         )
 
     def end_weight(self, now: datetime, weight: int) -> None:
-        """Count what a weight that ends now brought since the last block that could be seen."""
-        if self._request is not None:
-            seen = self._blocks[-1].end if self._blocks else self._request.start
-            self._count(self._draw(max(now - seen, timedelta()), weight, self._traffic.canary))
-        self._request, self._opening, self._blocks = None, None, []
+        """Count what the canary had since it was counted last, at a weight that ends now."""
+        since = self._counted_until or now
+        self._count(self._draw(max(now - since, timedelta()), weight, self._traffic.canary), now)
 
     def _step(self, request: EvidenceRequest, now: datetime, weight: int) -> Evidence:
+        """Return the blocks of a step; those that were drawn before stay as they are."""
         if self._request is None or self._request.start != request.start:
             self._request, self._blocks = request, []
         begin = self._blocks[-1].end if self._blocks else request.start
         for end in request.ends(begin, now - self._lag):
+            if not self._blocks:
+                self.end_weight(begin, weight)
             block = self._block(begin, end, weight)
-            self._count(block.canary)
+            self._count(block.canary, end)
             self._blocks.append(block)
             begin = end
         metrics = {query.name: self._readings(query) for query in request.queries}
@@ -126,7 +128,6 @@ class ImaginedProvider:
             return None
         if self._opening is None or self._opening.request.start != request.start:
             canary = self._draw((end - request.start) / 2, weight, self._traffic.canary)
-            self._count(canary)
             stable = self._draw(end - request.start, 100 - weight, self._traffic.stable)
             self._opening = Evidence(request, (Block(request.start, end, canary, stable),))
         return self._opening
@@ -156,5 +157,5 @@ class ImaginedProvider:
         cv2 = self._traffic.bursts
         return self._rng.gammavariate(1 / cv2, cv2) if cv2 else 1.0
 
-    def _count(self, counts: Counts) -> None:
-        self.canary = total((self.canary, counts))
+    def _count(self, counts: Counts, until: datetime) -> None:
+        self.canary, self._counted_until = total((self.canary, counts)), until
