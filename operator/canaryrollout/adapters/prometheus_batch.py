@@ -41,7 +41,7 @@ MOST_MEMBERS: Final = 64
 MOST_POINTS: Final = 2_000
 """How many blocks, over all its hosts, one query counts."""
 LONGEST_NAMES: Final = 8_000
-"""How many characters the host names of one query have; a query repeats them about ten times."""
+"""How many characters the hosts and versions of one query have; a query repeats them about ten times."""
 SAMPLES: Final = 2
 """How many members of a query that failed are asked about alone before it is halved."""
 REMEMBERED: Final = 10
@@ -122,7 +122,7 @@ class Counting:
     def _chunks(self, jobs: Sequence[Job]) -> list[list[Job]]:
         points = max(len(job.stretch.ends) for job in jobs)
         most = max(min(self._largest, MOST_POINTS // points), 1)
-        names = sum(len(host) for host in {job.request.host for job in jobs})
+        names = sum(len(name) for name in {n for job in jobs for n in _names(job.request)})
         chunks = max(math.ceil(len(jobs) / most), math.ceil(names / LONGEST_NAMES))
         size = math.ceil(len(jobs) / min(chunks, len(jobs)))
         return [list(jobs[i : i + size]) for i in range(0, len(jobs), size)]
@@ -279,6 +279,10 @@ def _all(jobs: Sequence[Job], failure: QueryFailed) -> bool:
         if not isinstance(job.outcome, Fetched):
             job.outcome = failure
     return False
+
+
+def _names(request: EvidenceRequest) -> tuple[str, str, str]:
+    return request.host, request.stable, request.canary
 
 
 def _of(hosts: Mapping[str, Rows | BadAnswer], host: str) -> Rows:

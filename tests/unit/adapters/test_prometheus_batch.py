@@ -145,7 +145,10 @@ async def test_news_come_within_a_second_of_the_first_look(world: World) -> None
 @pytest.mark.looptime
 async def test_queries_are_bounded_in_hosts_and_in_text(world: World) -> None:
     names = [f"{'a' * 60}-{n:03}.{'b' * 60}.svc.cluster.local" for n in range(ROLLOUTS)]
-    requests = [request(n, host=name, slow_above=None) for n, name in enumerate(names)]
+    requests = [
+        request(n, host=name, slow_above=None, stable=f"{'c' * 55}-{n}", canary=f"{'d' * 55}-{n}")
+        for n, name in enumerate(names)
+    ]
     await Crowd(world.source, requests).look(12, blocks(2))
     queries = world.counting()
     assert {name for query in queries for name in hosts_of(query)} == set(names)
