@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import count
+from itertools import chain, count, groupby
 from typing import Final
 
 import structlog
@@ -120,12 +120,14 @@ class Counting:
         return [part for group in groups.values() for part in self._chunks(group)]
 
     def _chunks(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Cut jobs, sorted by host, into about equal parts within the bounds."""
         points = max(len(job.stretch.ends) for job in jobs)
         most = max(min(self._largest, MOST_POINTS // points), 1)
         names = sum(len(name) for name in {n for job in jobs for n in _names(job.request)})
-        chunks = max(math.ceil(len(jobs) / most), math.ceil(names / LONGEST_NAMES))
-        size = math.ceil(len(jobs) / min(chunks, len(jobs)))
-        return [list(jobs[i : i + size]) for i in range(0, len(jobs), size)]
+        hosts = [list(of_host) for _, of_host in groupby(jobs, key=lambda job: job.request.host)]
+        chunks = max(math.ceil(len(hosts) / most), math.ceil(names / LONGEST_NAMES))
+        size = math.ceil(len(hosts) / min(chunks, len(hosts)))
+        return [list(chain.from_iterable(hosts[i : i + size])) for i in range(0, len(hosts), size)]
 
     async def _try(self, jobs: Sequence[Job], budget: _Budget, *, split: bool) -> bool:
         """Count jobs by one set of queries, or find out who keeps them from being counted.

@@ -135,6 +135,17 @@ async def test_looks_that_are_spread_out_are_answered_together(world: World) -> 
 
 
 @pytest.mark.looptime
+async def test_rollouts_that_go_on_to_their_next_step_cost_no_more(world: World) -> None:
+    """What the step before asked is of no use any more, but for some time it is still there."""
+    await Crowd(world.source, [request(n) for n in range(ROLLOUTS)]).look(12, blocks(2))
+    raised = [request(n, weight=30, start=T0 + 15 * SECOND) for n in range(ROLLOUTS)]
+    await Crowd(world.source, raised).look(22, blocks(1))
+    before = len(world.server.asked)
+    await Crowd(world.source, raised).look(32, blocks(2))
+    assert len(world.server.asked) - before <= 10
+
+
+@pytest.mark.looptime
 async def test_news_come_within_a_second_of_the_first_look(world: World) -> None:
     loop = asyncio.get_running_loop()
     asked_at = loop.time()
