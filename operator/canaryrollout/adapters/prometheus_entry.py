@@ -127,7 +127,8 @@ class Entry:
         if self.jobs or (self.not_before is not None and now < self.not_before):
             return ()
         begin = self.blocks[-1].end if self.blocks else self.request.start
-        ends = self.request.ends(begin, now - lag)[:MAX_BLOCKS]
+        at_once = max(MAX_BLOCKS >> self.failures, 1)  # a range may be too much for a server; fewer blocks are less
+        ends = self.request.ends(begin, now - lag)[:at_once]
         if not ends:
             return ()
         window = ends[0] - begin

@@ -170,6 +170,22 @@ async def test_a_long_absence_is_caught_up_with_in_bounded_answers(asker: Asker,
     assert asker.idle()
 
 
+async def test_a_range_that_is_too_much_for_a_server_becomes_shorter(asker: Asker, stub: Stub) -> None:
+    def limited(asked: Asked) -> Reply:
+        too_much = f"too many samples, try {len(stub.asked)}"  # other words each time, so that each is news
+        return failure(422, "execution", too_much) if len(times(asked)) > 30 else Mesh()(asked)
+
+    stub.reply = limited
+    now = MAX_BLOCKS * 10 + 2
+    evidence = await asker.after(now)
+    assert evidence.error.startswith("Prometheus cannot run the query: too many samples")
+    while evidence.until < T0 + MAX_BLOCKS * INTERVAL:
+        assert len(stub.asked) < 20
+        now += 10
+        evidence = await asker.after(now)
+    assert [block.start for block in evidence.blocks[1:]] == [block.end for block in evidence.blocks[:-1]]
+
+
 async def test_range_answers_at_other_times_are_not_used(asker: Asker, stub: Stub) -> None:
     """Query frontends may round the times of a range to multiples of its step."""
 
