@@ -7,6 +7,7 @@ keeps what is done, so that it can be interrupted; ``--rollouts 200 --print`` gi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -22,8 +23,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import bench.rollouts as rollouts_module
 from bench.rollouts import CHECKS, Cell, Outcome, simulate
-from canaryrollout.domain import evalues
+from canaryrollout.domain import evalues, rates, sequential
 
 DOCUMENT: Final = Path("docs/analysis.md")
 KEPT: Final = Path("bench/.analysis")
@@ -129,6 +131,13 @@ def run(wanted: Iterable[Cell], rollouts: int, seed: int, jobs: int, *, keep: Pa
     return results
 
 
+def _fingerprint() -> str:
+    """Return a name for what decides the results, so that nothing is kept from before it was changed."""
+    modules = (evalues, sequential, rates, rollouts_module)
+    text = "".join(Path(str(module.__file__)).read_text() for module in modules)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _prepare() -> None:
     """Remember likelihoods for as long as the process lives: counts recur in simulations, in real traffic hardly."""
     evalues._share_table = lru_cache(maxsize=60_000)(evalues._share_table.__wrapped__)
@@ -179,7 +188,7 @@ def main(
     show: Annotated[bool, typer.Option("--print", help="Print the table instead of writing it.")] = False,
 ) -> None:
     """Simulate rollouts with the shipped analysis, check the bounds, and write the table of docs/analysis.md."""
-    results = run(cells(), rollouts, seed, jobs, keep=KEPT)
+    results = run(cells(), rollouts, seed, jobs, keep=KEPT / _fingerprint())
     checked = list(bounds(results))
     broken = [bound for bound in checked if not bound.kept]
     text = table(results)

@@ -112,21 +112,42 @@ def _drawn(cell: Cell, ratio: int, numbers: np.random.Generator) -> Iterator[Pai
 
 
 def _judged(cell: Cell, errors: list[Pair], slow: list[Pair]) -> int:
-    """Return the check in which the shipped rule rolls back, 0 for never."""
-    analysis, finished = analysis_of(cell.max_relative), list[FinishedStep]()
+    """Return the check in which the shipped rule rolls back, 0 for never.
+
+    What has failed has failed: a gate that is judged on a step's first checks fails on those and more. So the rule is
+    asked after 1, 2, 4, ... checks, and where it fails, which of the checks since the last look it was.
+    """
+    finished: list[FinishedStep] = []
     first = 0
     for weight, checks in cell.schedule:
-        carried: dict[str, str] = {}
-        for done in range(1, checks + 1):
-            for name, pairs in (("errorRate", errors), ("latency", slow)):
-                gate = _gate(name, weight, tuple(pairs[first : first + done]), finished, cell.max_relative)
-                result, evidence = sequential.judge(gate, analysis, finished)
-                if result.verdict is Verdict.FAIL:
-                    return first + done
-                carried |= evidence
+        passed, done = 0, 0
+        carried: dict[str, str] | None = {}
+        while done < checks and carried is not None:
+            passed, done = done, min(max(2 * done, 1), checks)
+            carried = _look(cell, weight, errors[first : first + done], slow[first : first + done], finished)
+        if carried is None:
+            while done - passed > 1:
+                middle = (passed + done) // 2
+                pairs = errors[first : first + middle], slow[first : first + middle]
+                passed, done = (passed, middle) if _look(cell, weight, *pairs, finished) is None else (middle, done)
+            return first + done
         finished.append(_finished(weight, errors[first : first + checks], slow[first : first + checks], carried))
         first += checks
     return _NEVER
+
+
+def _look(
+    cell: Cell, weight: int, errors: list[Pair], slow: list[Pair], finished: list[FinishedStep]
+) -> dict[str, str] | None:
+    """Return the evidence to carry on after some checks of a step, ``None`` where the rule rolls back."""
+    carried: dict[str, str] = {}
+    for name, pairs in (("errorRate", errors), ("latency", slow)):
+        gate = _gate(name, weight, tuple(pairs), finished, cell.max_relative)
+        result, evidence = sequential.judge(gate, analysis_of(cell.max_relative), finished)
+        if result.verdict is Verdict.FAIL:
+            return None
+        carried |= evidence
+    return carried
 
 
 def _gate(name: str, weight: int, pairs: tuple[Pair, ...], finished: list[FinishedStep], max_relative: int) -> RateGate:

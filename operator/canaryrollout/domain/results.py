@@ -14,7 +14,6 @@ from fractions import Fraction
 from math import exp, log
 from typing import Final
 
-from canaryrollout.api.quantities import format_percent
 from canaryrollout.api.status import Counts, Verdict
 
 
@@ -144,5 +143,7 @@ def evidence_text(log_value: float) -> str:
 
 def percent(value: Fraction) -> str:
     """Spell a share for people, three digits at most where it is above one percent."""
-    digits = 1 if value >= Fraction(1, 10) else 2 if value >= Fraction(1, 100) else 4
-    return format_percent(Fraction(round(value * 100, digits)) / 100).replace("%", " %")
+    digits = 1 if 10 * value.numerator >= value.denominator else 2 if 100 * value.numerator >= value.denominator else 4
+    scale = 10**digits
+    whole, rest = divmod((200 * scale * value.numerator + value.denominator) // (2 * value.denominator), scale)
+    return f"{whole}.{rest:0{digits}d}".rstrip("0").rstrip(".") + " %"

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from math import exp, log
 from typing import Final
 
@@ -80,10 +81,15 @@ def _telling(wealth: Wealth, threshold: float) -> float:
     return wealth.log_peak if wealth.log_peak >= threshold else wealth.log_value
 
 
+@lru_cache(maxsize=256)
+def _label(field: str, bound: Fraction) -> str:
+    return f"{field} {format_percent(bound)}"
+
+
 def _limits(gate: RateGate, carried: Mapping[str, str]) -> list[_Limit]:
     limits = []
     if gate.relative is not None:
-        text = f"maxRelative {format_percent(gate.relative)}"
+        text = _label("maxRelative", gate.relative)
         start = _recall(gate, text, carried)
         bound = float(gate.relative)
         if gate.stable_serves:
@@ -94,7 +100,7 @@ def _limits(gate: RateGate, carried: Mapping[str, str]) -> list[_Limit]:
             wealth = start
         limits.append(_Limit(text, "AboveRelative", gate.relative, wealth, MIN_RELATIVE_FAILURES))
     if gate.limit is not None:
-        text = f"{gate.absolute_field} {format_percent(gate.limit)}"
+        text = _label(gate.absolute_field, gate.limit)
         start = _recall(gate, text, carried)
         wealth = _follow(gate, start, float(gate.limit), against_stable=False)
         limits.append(_Limit(text, "AboveMax", gate.limit, wealth))
