@@ -5,6 +5,7 @@ Lives are alike but for what goes wrong, so that their ends can be compared. Tim
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -54,6 +55,8 @@ TIMINGS: Final = {
     "blockedRetry": "1s",
 }
 PATIENCE_SECONDS: Final = 60.0
+_TIME: Final = re.compile(r"(At|Since|[tT]ime|deadline|notBefore)$")
+_KEPT: Final = frozenset({"resourceVersion", "generation", "managedFields"})
 _numbers = count(1)
 
 
@@ -208,6 +211,14 @@ class Life:
         at_rest = status.phase is Phase.ROLLED_BACK or (status.phase is Phase.STABLE and status.stable_version == "v2")
         return at_rest and not rollout["metadata"].get("finalizers")
 
+    @property
+    def gave_no_reason(self) -> bool:
+        """Whether the traffic is back already, and status does not say why yet: a rollback writes the mesh first."""
+        cluster = self.ground.cluster
+        record = self.status_of(cluster.get(ROLLOUTS, self.namespace, NAME)).rollout
+        back = not shares(cluster.get(VIRTUAL_SERVICES, self.namespace, NAME)).get("v2", 0)
+        return back and record is not None and record.weight > 0 and not record.reason
+
     def until(self, holds: Callable[[], object], what: str, within: float = PATIENCE_SECONDS) -> float:
         """Wait until something holds, and return how many seconds that took."""
         started = time.monotonic()
@@ -312,12 +323,38 @@ class Life:
             found = [weight for reason, weight in reasons if reason == once]
             assert len(found) == len(set(found)), f"{once} of {found}; {self.story()}"
 
+    def redundant(self) -> list[str]:
+        """Writes of the operator that brought nothing new: they changed nothing, or nothing but times."""
+        versions = [entry for entry in self.writes() if entry.applied and entry.version]
+        unchanged = [
+            f"{new.call.kind} {new.number}"
+            for kind in (ROLLOUTS, VIRTUAL_SERVICES, DESTINATION_RULES)
+            for old, new in pairwise(e for e in versions if e.call.resource.partition("/")[0] == kind[1])
+            if old.version == new.version
+        ]
+        same = [
+            f"{kind[1]} at {new.version}"
+            for kind in (ROLLOUTS, VIRTUAL_SERVICES, DESTINATION_RULES)
+            for old, new in pairwise(self.seen(kind))
+            if _timeless(old.document) == _timeless(new.document)
+        ]
+        return unchanged + same
+
     # --- private ----------------------------------------------------------------------------------------------------
 
     def _create(self, kind: tuple[str, str], api: str, name_of_kind: str, name: str, spec: dict[str, Any]) -> None:
         metadata = {"name": name, "namespace": self.namespace}
         document = {"apiVersion": api, "kind": name_of_kind, "metadata": metadata, "spec": spec}
         self.ground.cluster.create(kind, self.namespace, document)
+
+
+def _timeless(value: Any) -> Any:
+    """Return a copy without times, and without what the API server keeps of versions and managers."""
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _timeless(item) for key, item in value.items() if not _TIME.search(key) and key not in _KEPT}
 
 
 def _bare(document: dict[str, Any], namespace: str) -> dict[str, Any]:
