@@ -96,9 +96,10 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
         )
         figure.suptitle(title, fontsize=11)
         evidence = any(_evidence(panel.rollout.moments) for panel in panels)
+        longest = max(_length(panel.rollout.moments) for panel in panels)
         lines: dict[str, Any] = {}
         for column, panel in enumerate(panels):
-            _draw_panel(panel, axes[0][column], axes[1][column], evidence=evidence, first=column == 0)
+            _draw_panel(panel, axes[0][column], axes[1][column], evidence=evidence, longest=longest)
             handles, labels = axes[0][column].get_legend_handles_labels()
             lines |= dict(zip(labels, handles, strict=True))
         if lines:
@@ -110,12 +111,11 @@ def draw(file: Path, title: str, panels: Sequence[Panel]) -> None:
             raise NoPlot(f"{file} cannot be written: {error.strerror}") from None
 
 
-def _draw_panel(panel: Panel, upper: Axes, lower: Axes, *, evidence: bool, first: bool) -> None:
+def _draw_panel(panel: Panel, upper: Axes, lower: Axes, *, evidence: bool, longest: float) -> None:
     rollout = panel.rollout
     moments = rollout.moments
-    begin, end = moments[0].time, moments[-1].time
-    length = max((end - begin).total_seconds(), 1.0)
-    unit, name = (60.0, "minutes") if length >= _MINUTES_FROM else (1.0, "seconds")
+    length = _length(moments)
+    unit, name = (60.0, "minutes") if longest >= _MINUTES_FROM else (1.0, "seconds")
     series = _evidence(moments) if evidence else _rates(moments, rollout.spec.analysis)
     raises = list(_raises(moments))
     for number, line in enumerate(series):
@@ -133,9 +133,10 @@ def _draw_panel(panel: Panel, upper: Axes, lower: Axes, *, evidence: bool, first
     upper.set_title(panel.title, fontsize=10)
     if evidence:
         upper.set_yscale("log")
-    if first:
-        upper.set_ylabel("evidence against the canary (e-value)" if evidence else "share of the canary's requests (%)")
-        lower.set_ylabel("weight of the canary (%)")
+    upper.set_ylabel("evidence against the canary (e-value)" if evidence else "share of the canary's requests (%)")
+    lower.set_ylabel("weight of the canary (%)")
+    upper.label_outer()
+    lower.label_outer()
     upper.grid(True, which="major", color="#dddddd", linewidth=0.6)
     _draw_weight(rollout, lower, unit)
     lower.set_xlabel(f"{name} since the rollout began")
@@ -174,6 +175,11 @@ def _draw_weight(rollout: ImaginedRollout, lower: Axes, unit: float) -> None:
         fontweight="bold",
         bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
     )
+
+
+def _length(moments: Sequence[Moment]) -> float:
+    """Return how many seconds a rollout took, at least one."""
+    return max((moments[-1].time - moments[0].time).total_seconds(), 1.0)
 
 
 def _raises(moments: Sequence[Moment]) -> Iterator[float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich import box
@@ -22,6 +22,11 @@ from canaryrollout.cli.advice import Case, percent, plan, rates, share, words
 from canaryrollout.cli.simulation import Probability, Question, Spread
 from canaryrollout.cli.traffic import Version
 from canaryrollout.domain.gates import effective_analysis
+
+_LEGEND: Final = (
+    "Probabilities with their 95 % interval; median / 90th percentile of the rest. Taken back: counted from the\n"
+    "canary's first request; promoted: from the start of the rollout."
+)
 
 
 def document(question: Question, cases: Sequence[Case], warnings: Sequence[str], verdict: str) -> dict[str, Any]:
@@ -121,6 +126,7 @@ def print_tables(
         f"{rates(question.stable)}{bursts}; {question.runs} rollouts of each canary, seed {question.seed}"
     )
     out.print(_outcomes(cases))
+    out.print(_LEGEND)
     out.print(_steps(question, cases[0]))
     for warning in warnings:
         out.print(f"[yellow]![/] {escape(warning)}")
@@ -147,11 +153,6 @@ def _outcomes(cases: Sequence[Case]) -> Table:
     for name, cells in rows:
         if name != "requests slowed" or any(case.canary.slow for case in cases):
             table.add_row(name, *cells)
-    table.caption = (
-        "probability (95 % interval); median / 90th percentile of times, from the first request on, and of\n"
-    )
-    table.caption += "requests; the time until promoted is that of the whole rollout"
-    table.caption_justify = "left"
     return table
 
 

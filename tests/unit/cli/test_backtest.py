@@ -39,7 +39,7 @@ class Night(Mesh):
 
 
 def from_the_breach_on(host: str, end: float) -> float:
-    return 2.0 if end > BREACH.timestamp() else 0.0
+    return 5.0 if end > BREACH.timestamp() else 0.0
 
 
 @pytest.fixture
