@@ -30,10 +30,12 @@ the guarantee only gets stronger), the blocks' bursts are independent of each ot
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from math import exp, lgamma, log, log1p, sqrt
+from functools import cache, lru_cache
+from math import ceil, exp, floor, lgamma, log, log1p, pi, sqrt, tanh
+from operator import mul
 from typing import Final
 
 _MANY: Final = 12
@@ -252,50 +254,81 @@ def _rate_table(bad: int, expected: float) -> Table:
 def _share_table(bad: int, total: int, log_odds: float) -> Table:
     """Return the table of a share of failures.
 
+    The likelihood of the share is integrated over the densities of the shifted log odds. These depend on the distance
+    from the null alone, so they are known beforehand at nodes that lie around the null; where the likelihood is too
+    narrow for any nodes it is as good as a normal density, and the integral has a closed form.
+
     Args:
         bad: Failures of the canary.
         total: Failures of both versions, at least one.
         log_odds: Log odds under the null that a failure is the canary's, without bursts.
     """
-    centers = [log_odds + log(h) for h in _HYPOTHESES]
-    nodes, step = _nodes(bad, total, centers)
-    likelihoods = [_log_binomial(bad, total, node) for node in nodes]
-    rows = [[_log_binomial(bad, total, center) for center in centers]]
-    shapes = [1 / d for d in DISPERSIONS[1:]]
-    norms = [log(step) + lgamma(2 * a) - 2 * lgamma(a) for a in shapes]
-    sums: list[list[float]] = [[] for _ in shapes]
-    for center in centers:
-        # The density of the log odds of a Beta(a, a) variate is (s(u) s(-u))^a / B(a, a), s the logistic function.
-        densities = [-abs(node - center) - 2 * log1p(exp(-abs(node - center))) for node in nodes]
-        for into, shape, norm in zip(sums, shapes, norms, strict=True):
-            terms = [likelihood + shape * density for likelihood, density in zip(likelihoods, densities, strict=True)]
-            largest = max(terms)
-            into.append(norm + largest + log(sum([exp(term - largest) for term in terms])))
-    return _table([*rows, *sums])
+    rows = [[_log_binomial(bad, total, log_odds + offset) for offset in _OFFSETS]]
+    a, b = max(bad, 0.5), max(total - bad, 0.5)
+    mode, width = log(a / b) - log_odds, sqrt(1 / a + 1 / b)
+    level = next((level for level, spacing in enumerate(_SPACINGS) if spacing <= 1.2 * width), None)
+    if level is None:
+        peak = _log_binomial(bad, total, mode + log_odds) + log(width * sqrt(2 * pi))
+        return _table([*rows, *([peak + _pulled(shape, mode - o, width) for o in _OFFSETS] for shape in _SHAPES)])
+    first, last = _window(bad, total, mode, width, level)
+    spacing = _SPACINGS[level]
+    likelihoods = [_log_binomial(bad, total, log_odds + i * spacing) for i in range(first, last)]
+    peak = max(likelihoods)
+    scaled = [exp(value - peak) for value in likelihoods]
+    middle = int(_FARTHEST / spacing)
+    for densities in _densities(level):
+        sums = [sum(map(mul, scaled, density[middle + first : middle + last])) for density in densities]
+        rows.append([peak + log(max(value * spacing, _SMALLEST)) for value in sums])
+    return _table(rows)
 
 
-_SPACING: Final = 0.35
-"""Distance of the nodes, about the standard deviation of the narrowest density that is integrated over."""
+_OFFSETS: Final = tuple(log(h) for h in _HYPOTHESES)
+_SHAPES: Final = tuple(1 / d for d in DISPERSIONS if d)
+_SPACINGS: Final = (0.3, 0.075, 0.02)
+"""Distances of nodes; the widest is about the standard deviation of the narrowest density."""
+_FARTHEST: Final = 30.0
+"""How far from the null nodes reach, in log odds."""
 
 
-def _nodes(bad: int, total: int, centers: Sequence[float]) -> tuple[list[float], float]:
-    """Return log odds at which to sum an integrand, and their distance.
+@cache
+def _densities(level: int) -> tuple[tuple[array[float], ...], ...]:
+    """Return, for each dispersion above 0 and each hypothesis, the density of the log odds at the nodes of a level."""
+    count = int(_FARTHEST / _SPACINGS[level])
+    nodes = [i * _SPACINGS[level] for i in range(-count, count + 1)]
+    return tuple(
+        tuple(array("d", [exp(_log_density(shape, node - offset)) for node in nodes]) for offset in _OFFSETS)
+        for shape in _SHAPES
+    )
 
-    The integrand has its mode between a center and that of the binomial likelihood. Where the likelihood is narrow it
-    pins the mode down: a density, whose logarithm is nowhere steeper than its shape, moves it by the shape times the
+
+def _log_density(shape: float, shift: float) -> float:
+    """Return the log-density of the log odds of a ``Beta(shape, shape)`` variate: ``(s(u) s(-u))^a / B(a, a)``."""
+    distance = abs(shift)
+    return shape * (-distance - 2 * log1p(exp(-distance))) + lgamma(2 * shape) - 2 * lgamma(shape)
+
+
+def _pulled(shape: float, shift: float, width: float) -> float:
+    """Return the log of a density's mean under a narrow normal likelihood: its value, and what its slope adds."""
+    slope = shape * tanh(shift / 2) * width
+    return _log_density(shape, shift) + slope * slope / 2
+
+
+def _window(bad: int, total: int, mode: float, width: float, level: int) -> tuple[int, int]:
+    """Return the first node and the one after the last between which the integrand matters.
+
+    The integrand has its mode between a hypothesis and that of the likelihood. Where the likelihood is narrow it pins
+    the mode down: a density, whose logarithm is nowhere steeper than its shape, moves it by the shape times the
     likelihood's variance at most.
     """
-    a, b = max(bad, 0.5), max(total - bad, 0.5)
-    mode, width = log(a / b), sqrt(1 / a + 1 / b)
-    low, high = min(centers[0], mode) - 9, max(centers[-1], mode) + 9
-    reach = 6 * width + width**2 / min(d for d in DISPERSIONS if d)
+    low, high = min(_OFFSETS[0], mode) - 9, max(_OFFSETS[-1], mode) + 9
+    reach = 6 * width + width**2 * max(_SHAPES)
     if bad:
         low = max(low, mode - reach)
     if bad < total:
         high = min(high, mode + reach)
-    count = max(16, int((high - low) / _SPACING) + 2)
-    step = (high - low) / (count - 1)
-    return [low + i * step for i in range(count)], step
+    end = int(_FARTHEST / _SPACINGS[level])
+    first = min(max(floor(low / _SPACINGS[level]), -end), end - 1)
+    return first, max(min(ceil(high / _SPACINGS[level]) + 1, end + 1), first + 1)
 
 
 def _log_binomial(bad: int, total: int, log_odds: float) -> float:
