@@ -246,7 +246,7 @@ class MetricGate(ApiModel):
     """The largest value that passes, as a percentage of what baselineQuery answers: 120% allows a fifth more."""
     max_increase: Decimal | None = None
     """How much larger than what baselineQuery answers the value may be, a decimal number in quotes such as '5'."""
-    failure_limit: Annotated[int, Field(ge=0, le=1000)] = 0
+    failure_limit: Annotated[int, Field(ge=0, le=100)] = 0
     """How many values of a step may be outside the limits before the canary fails. Default: 0, the first one fails."""
     on_no_data: OnNoData | None = None
     """What to do when this query has no data, in place of analysis.onNoData: Hold or Rollback."""

@@ -411,18 +411,18 @@ CASES: tuple[RuleCase, ...] = (
     RuleCase(
         "spec.analysis.metrics[0].failureLimit",
         "should be greater than or equal to 0",
-        (0, 1000),
+        (0, 100),
         (-1,),
         by_schema=True,
         operator="must be 0 or more",
     ),
     RuleCase(
         "spec.analysis.metrics[0].failureLimit",
-        "should be less than or equal to 1000",
+        "should be less than or equal to 100",
         (),
-        (1001,),
+        (101,),
         by_schema=True,
-        operator="must be 1000 or less",
+        operator="must be 100 or less",
     ),
     RuleCase(
         "spec.analysis.metrics[0].onNoData",
