@@ -116,7 +116,7 @@ def _of_cases(cases: Sequence[Case]) -> Iterator[str]:
 def verdict(rps: float, cases: Sequence[Case]) -> str:
     """Say in one sentence what came out."""
     parts = [_went("a healthy canary", cases[0])]
-    parts += [_went(f"one with {rates(case.canary)}", case) for case in cases[1:]]
+    parts += [_went(f"one with {_unlike(case.canary, cases[0].canary)}", case) for case in cases[1:]]
     return f"At {rps:g} requests/s {'; '.join(parts)}."
 
 
@@ -134,6 +134,13 @@ def _went(who: str, case: Case) -> str:
     hurt = f", {summary.hurt.median:.0f} requests hurt" if summary.hurt and summary.hurt.median else ""
     slowed = f", {summary.slowed.median:.0f} slowed" if summary.slowed and summary.slowed.median else ""
     return f"{who} is taken back{often} after {median(summary.to_detect)} (median) at weight {weight}{hurt}{slowed}"
+
+
+def _unlike(canary: Version, healthy: Version) -> str:
+    """Spell the rates in which a canary differs from the healthy one."""
+    errors = [f"{percent(canary.errors)} errors"] if canary.errors != healthy.errors else []
+    slow = [f"{percent(canary.slow)} slow"] if canary.slow != healthy.slow else []
+    return ", ".join([*errors, *slow])
 
 
 def title(index: int, canary: Version) -> str:
