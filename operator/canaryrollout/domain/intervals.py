@@ -82,14 +82,14 @@ def requests_needed(rate: float, limit: float, confidence: float = CONFIDENCE) -
         confidence: How sure that has to be.
 
     Returns:
-        ``ln(1-confidence)/ln(1-limit)`` where nothing failed (299 for 1 % at 95 %), else the count at which the normal
+        ``ln(1-confidence)/ln(1-limit)`` where nothing failed (299 for 1 % at 95 %), else the count at which Wilson's
         bound reaches the limit; ``None`` where the rate is not below the limit.
     """
     if not 0 < limit < 1 or rate >= limit:
         return None
     least = ceil(log(1 - confidence) / log(1 - limit))
     z = NormalDist().inv_cdf(confidence)
-    return max(least, ceil(z * z * rate * (1 - rate) / (limit - rate) ** 2))
+    return max(least, ceil(z * z * limit * (1 - limit) / (limit - rate) ** 2))
 
 
 def spelled(sample: Sample) -> str:
