@@ -66,7 +66,6 @@ def test_bad_releases_are_found_in_time(canary: int, ratio: int, bursts: float, 
 def test_without_a_thought_of_bursts_good_releases_would_fall(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell(False, 2000, 1, 1.0, 100)
     monkeypatch.setattr(evalues, "DISPERSION_WEIGHTS", (1.0, 0.0, 0.0, 0.0))
-    monkeypatch.setattr(evalues.begin, "__defaults__", (0.0, (1.0, 0.0, 0.0, 0.0)))
     assert too_many(rolled_back(cell, 60), 60, 0.10)
 
 

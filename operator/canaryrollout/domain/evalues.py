@@ -47,6 +47,8 @@ DISPERSION_WEIGHTS: Final = (0.5, 0.38, 0.07, 0.05)
 speaks for more is learned within a few blocks; chosen by simulation, as docs/analysis.md tells."""
 RESERVE: Final = 0.1
 """Part of the wealth that is never bet."""
+LATER_RESERVE: Final = 0.5
+"""The same in later steps: a step that went well has lost most of what was bet, and another may not lose it all."""
 SHARE: Final = 0.002
 """Part of the wealth that is spread over all bets anew after each block."""
 _RECALLED: Final = 0.9
@@ -56,13 +58,14 @@ _LIKELIEST: Final = 3.5
 _WIDTH: Final = 1.0
 
 
-def _stakes() -> tuple[float, ...]:
+def _stakes(reserve: float) -> tuple[float, ...]:
     """Return what part of the wealth lies on no change (first) and on each of `MULTIPLES`: log-normal around 3.5."""
     bets = [exp(-(log(multiple / _LIKELIEST) ** 2) / (2 * _WIDTH**2)) for multiple in MULTIPLES]
-    return (RESERVE, *((1 - RESERVE) * bet / sum(bets) for bet in bets))
+    return (reserve, *((1 - reserve) * bet / sum(bets) for bet in bets))
 
 
-STAKES: Final = _stakes()
+STAKES: Final = _stakes(RESERVE)
+LATER_STAKES: Final = _stakes(LATER_RESERVE)
 _HYPOTHESES: Final = (1.0, *MULTIPLES)
 _KEPT: Final = 1 - SHARE
 _CLIP: Final = 60.0
@@ -101,15 +104,19 @@ class Wealth:
     blocks: int = 0
 
 
-def begin(log_value: float = 0.0, weights: Sequence[float] = DISPERSION_WEIGHTS) -> Wealth:
-    """Return the state at the beginning of a step.
+def begin() -> Wealth:
+    """Return the state at the beginning of the first step."""
+    return Wealth(0.0, 0.0, DISPERSION_WEIGHTS, (STAKES,) * len(DISPERSIONS), 0.0)
+
+
+def resume(log_value: float, weights: Sequence[float]) -> Wealth:
+    """Return the state at the beginning of a later step.
 
     Args:
-        log_value: Logarithm of the e-value so far: what the step before ended with, 0 for the first.
-        weights: What is known about the dispersions.
+        log_value: Logarithm of the e-value that the step before ended with.
+        weights: What the steps before have said about the dispersions, at least one of them above 0.
     """
-    trusted = weights if weights is DISPERSION_WEIGHTS else _mixed(weights)
-    return Wealth(log_value, log_value, tuple(trusted), (STAKES,) * len(DISPERSIONS), log_value)
+    return Wealth(log_value, log_value, _mixed(weights), (LATER_STAKES,) * len(DISPERSIONS), log_value)
 
 
 def _mixed(weights: Sequence[float]) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from canaryrollout.domain import sequential, threshold
 from canaryrollout.domain.evidence import Block, Evidence, total
 from canaryrollout.domain.metric_gates import baselines, judge_metric
 from canaryrollout.domain.rates import beyond, rate_gates
-from canaryrollout.domain.results import GateResult, Judgement, Sample, percent, worst
+from canaryrollout.domain.results import GateResult, Judgement, Sample, exact_percent, worst
 
 DEFAULT_MAX_ERROR_RATE: Final = Fraction(1, 100)
 DEFAULT_MAX_RELATIVE: Final = Fraction(3, 2)
@@ -140,7 +140,9 @@ def _hard_ceiling(blocks: Sequence[Block], baseline: Baseline | None) -> GateRes
         excess = beyond(unreached, span, baseline)
         bad, of = errors + excess, requests + excess
         if of >= HARD_CEILING_REQUESTS and bad * HARD_CEILING_SHARE.denominator >= of * HARD_CEILING_SHARE.numerator:
-            message = f"{bad} of {of} requests of the canary failed (at once beyond {percent(HARD_CEILING_SHARE)})"
+            message = (
+                f"{bad} of {of} requests of the canary failed (at once beyond {exact_percent(HARD_CEILING_SHARE)})"
+            )
             return GateResult(
                 "hardCeiling", Verdict.FAIL, "HardCeiling", message, canary=Sample(bad, of), at=blocks[-1].end
             )

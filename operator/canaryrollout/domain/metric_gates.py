@@ -31,7 +31,7 @@ from canaryrollout.api.quantities import format_decimal
 from canaryrollout.api.spec import MetricGate
 from canaryrollout.api.status import FinishedStep, Verdict
 from canaryrollout.domain.evidence import Evidence, MetricReading, MetricValue
-from canaryrollout.domain.results import GateResult, percent
+from canaryrollout.domain.results import GateResult, exact_percent
 
 _STABLE: Final = re.compile(r"\$(stable\b|\{stable\})")
 _DIGITS: Final = range(4, 19)
@@ -195,14 +195,14 @@ def _limits_from(metric: MetricGate, baseline: Fraction, whose: str) -> _Compare
     """Return the relative limits that a baseline makes; a multiple of what is not above zero is none."""
     limits, shown = [], _spell(baseline)
     if metric.max_relative is not None and baseline > 0:
-        text = f"maxRelative {percent(metric.max_relative)} of {shown}{whose}"
+        text = f"maxRelative {exact_percent(metric.max_relative)} of {shown}{whose}"
         limits.append(_Limit("AboveRelative", metric.max_relative * baseline, upper=True, text=text))
     if metric.max_increase is not None:
         text = f"maxIncrease {format_decimal(metric.max_increase)} above {shown}{whose}"
         limits.append(_Limit("AboveIncrease", metric.max_increase + baseline, upper=True, text=text))
     if limits or metric.max_relative is None:
         return _Compared(tuple(limits), baseline)
-    lack = f"maxRelative {percent(metric.max_relative)} of {shown}{whose} is no limit"
+    lack = f"maxRelative {exact_percent(metric.max_relative)} of {shown}{whose} is no limit"
     if baseline == 0:
         return _Compared((), baseline, Verdict.INCONCLUSIVE, ZERO_BASELINE, f"{lack}; set maxIncrease as well")
     return _Compared((), baseline, Verdict.ERROR, "BadQuery", f"{lack}, as that is negative; set maxIncrease")

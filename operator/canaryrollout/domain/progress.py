@@ -61,7 +61,8 @@ def _judge(draft: Draft) -> Judgement:
         draft.case.spec.analysis,
         evidence,
         weight=record.weight,
-        finished=record.finished,
+        # While the weight is being raised, the step that just passed is finished and still in force: not twice.
+        finished=tuple(step for step in record.finished if step.weight < record.weight),
         baseline=record.baseline,
         since=record.in_effect_at,
         opening=opening.blocks if opening is not None else (),

@@ -14,6 +14,7 @@ from fractions import Fraction
 from math import exp, log
 from typing import Final
 
+from canaryrollout.api.quantities import format_percent
 from canaryrollout.api.status import Counts, Verdict
 
 
@@ -142,8 +143,14 @@ def evidence_text(log_value: float) -> str:
 
 
 def percent(value: Fraction) -> str:
-    """Spell a share for people, three digits at most where it is above one percent."""
-    digits = 1 if 10 * value.numerator >= value.denominator else 2 if 100 * value.numerator >= value.denominator else 4
+    """Spell a share for people, rounded to about three digits."""
+    top, bottom = value.numerator, value.denominator
+    digits = 1 if 10 * top >= bottom else 2 if 100 * top >= bottom else 3 if 1000 * top >= bottom else 4
     scale = 10**digits
-    whole, rest = divmod((200 * scale * value.numerator + value.denominator) // (2 * value.denominator), scale)
+    whole, rest = divmod((200 * scale * top + bottom) // (2 * bottom), scale)
     return f"{whole}.{rest:0{digits}d}".rstrip("0").rstrip(".") + " %"
+
+
+def exact_percent(value: Fraction) -> str:
+    """Spell a limit for people, as exactly as the user wrote it."""
+    return format_percent(value).replace("%", " %")

@@ -29,7 +29,7 @@ from canaryrollout.domain import evalues
 from canaryrollout.domain.evalues import Wealth
 from canaryrollout.domain.intervals import ratio_upper, requests_needed, upper
 from canaryrollout.domain.rates import MIN_RELATIVE_FAILURES, Pair, RateGate
-from canaryrollout.domain.results import GateResult, LimitEvidence, evidence_text, percent
+from canaryrollout.domain.results import GateResult, LimitEvidence, evidence_text, exact_percent, percent
 
 _KEPT_TRAILS: Final = 4096
 _DISPERSION: Final = "dispersion"
@@ -143,7 +143,7 @@ def _recall(gate: RateGate, text: str, carried: Mapping[str, str]) -> Wealth:
     sound = len(weights) == len(evalues.DISPERSIONS) and all(0 <= weight <= 1 for weight in weights)
     if not sound or not sum(weights) or not 0 < value <= _MOST:
         return evalues.begin()
-    return evalues.begin(log(value), weights)
+    return evalues.resume(log(value), weights)
 
 
 def _remember(gate: RateGate, limit: _Limit) -> dict[str, str]:
@@ -174,7 +174,7 @@ def _judge(gate: RateGate, analysis: Analysis, limits: Sequence[_Limit], thresho
         return unsure
     stable = gate.compared(least) if gate.relative is not None and not lack else None
     evidence = f"evidence {evidence_text(suspicious.wealth.log_value)} of {evidence_text(threshold)}"
-    shown = ", ".join(percent(limit.bound) for limit in limits)
+    shown = ", ".join(exact_percent(limit.bound) for limit in limits)
     message = f"{gate.finding(stable)}: limit {shown}, {evidence}" + (f"; {lack}" if lack else "")
     return gate.result(Verdict.PASS, "WithinLimits", message, stable)
 
@@ -184,7 +184,7 @@ def _told(
 ) -> GateResult:
     """Return a result that one limit decides, in one sentence with its numbers."""
     stable = gate.compared(analysis.min_requests) if limit.reason == "AboveRelative" else None
-    message = f"{gate.finding(stable)}: limit {percent(limit.bound)}, {evidence}"
+    message = f"{gate.finding(stable)}: limit {exact_percent(limit.bound)}, {evidence}"
     return gate.result(verdict, reason, message, stable)
 
 
@@ -200,7 +200,9 @@ def _unsure(gate: RateGate, analysis: Analysis, limits: Sequence[_Limit]) -> Gat
         if bound <= float(limit.bound):
             continue
         shown = percent(Fraction(bound)) if bound < 1e6 else "unknown"
-        message = f"{gate.finding(stable if relative else None)}: not sure yet to be within {percent(limit.bound)}"
+        message = (
+            f"{gate.finding(stable if relative else None)}: not sure yet to be within {exact_percent(limit.bound)}"
+        )
         result = gate.undecided("NotYetSure", f"{message}, at most {shown}")
         needed = None if relative else requests_needed(float(canary.rate), float(limit.bound), confidence)
         return replace(result, needed=max(1, needed - canary.of) if needed else 0)

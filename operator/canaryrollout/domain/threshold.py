@@ -15,7 +15,7 @@ from canaryrollout.api.quantities import format_percent
 from canaryrollout.api.spec import Analysis
 from canaryrollout.api.status import Verdict
 from canaryrollout.domain.rates import MIN_RELATIVE_FAILURES, RateGate
-from canaryrollout.domain.results import GateResult, LimitEvidence, percent
+from canaryrollout.domain.results import GateResult, LimitEvidence, exact_percent
 
 
 def judge(gate: RateGate, analysis: Analysis) -> GateResult:
@@ -44,7 +44,7 @@ def _judge(gate: RateGate, analysis: Analysis) -> GateResult:
         return gate.result(Verdict.PASS, "WithinLimits", message, stable)
     if gate.stable_serves or gate.limit is None:
         return gate.undecided("LowStableSample", lack)
-    return gate.result(Verdict.PASS, "WithinLimits", f"{gate.finding()}: limit {percent(gate.limit)}; {lack}")
+    return gate.result(Verdict.PASS, "WithinLimits", f"{gate.finding()}: limit {exact_percent(gate.limit)}; {lack}")
 
 
 def _exceeded(gate: RateGate, least: int) -> GateResult | None:
@@ -57,14 +57,14 @@ def _exceeded(gate: RateGate, least: int) -> GateResult | None:
     if canary.of < least:
         return None
     if gate.limit is not None and canary.rate > gate.limit:
-        message = f"{gate.finding()}: limit {percent(gate.limit)}"
+        message = f"{gate.finding()}: limit {exact_percent(gate.limit)}"
         return gate.result(Verdict.FAIL, "AboveMax", message)
     stable = gate.compared(least)
     if gate.relative is None or canary.bad < MIN_RELATIVE_FAILURES or stable.of < least:
         return None
     if canary.rate <= gate.relative * Fraction(max(1, stable.bad), stable.of):
         return None
-    message = f"{gate.finding(stable)}: limit {percent(gate.relative)}"
+    message = f"{gate.finding(stable)}: limit {exact_percent(gate.relative)}"
     return gate.result(Verdict.FAIL, "AboveRelative", message, stable)
 
 
@@ -108,8 +108,8 @@ def _looks(gate: RateGate) -> Iterator[RateGate]:
 
 
 def _words(gate: RateGate) -> str:
-    parts = [percent(gate.limit)] if gate.limit is not None else []
-    return ", ".join([*parts, f"{percent(gate.relative)} of stable's"] if gate.relative is not None else parts)
+    parts = [exact_percent(gate.limit)] if gate.limit is not None else []
+    return ", ".join([*parts, f"{exact_percent(gate.relative)} of stable's"] if gate.relative is not None else parts)
 
 
 def _limits(gate: RateGate) -> list[str]:

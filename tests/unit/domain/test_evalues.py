@@ -405,18 +405,29 @@ class TestChange:
 
 def test_what_was_learned_on_dispersion_is_recalled_but_not_blindly() -> None:
     learned = (0.0, 0.0, 0.0, 1.0)
-    weights: Sequence[float] = evalues.begin(0.0, learned).weights
+    weights: Sequence[float] = evalues.resume(0.0, learned).weights
     assert sum(weights) == pytest.approx(1)
     assert weights[3] > 0.9
     assert all(weight > 0 for weight in weights)
 
 
 def test_a_step_begins_with_the_evidence_of_the_one_before() -> None:
-    wealth = evalues.begin(1.2, (1.0, 1.0, 1.0, 1.0))
+    wealth = evalues.resume(1.2, (1.0, 1.0, 1.0, 1.0))
     assert (wealth.log_value, wealth.log_peak) == (1.2, 1.2)
     after = evalues.absolute(replace(wealth, weights=only(0.0).weights), 3, 100, 0.01)
-    anew = evalues.absolute(only(0.0), 3, 100, 0.01)
+    unweighed = evalues.resume(0.0, (1.0, 1.0, 1.0, 1.0))
+    anew = evalues.absolute(replace(unweighed, weights=only(0.0).weights), 3, 100, 0.01)
     assert after.log_value == pytest.approx(anew.log_value + 1.2)
+
+
+def test_a_step_that_went_well_does_not_take_most_of_the_wealth_again() -> None:
+    wealth = evalues.begin()
+    for _ in range(3):
+        for _ in range(20):
+            wealth = evalues.relative(wealth, (10, 5000), (100, 45000), 1.0)
+        wealth = evalues.resume(wealth.log_value, wealth.weights)
+    least = evalues.RESERVE * evalues.LATER_RESERVE**2
+    assert value(wealth) > 0.9 * least
 
 
 def test_bursts_on_stable_make_the_same_count_weigh_less() -> None:
@@ -425,6 +436,6 @@ def test_bursts_on_stable_make_the_same_count_weigh_less() -> None:
         steady = evalues.relative(steady, (4, 1000), (36, 9000), 1.5)
         bursty = evalues.relative(bursty, (4, 1000), (72 * (block % 2), 9000), 1.5)
     found = [
-        evalues.relative(evalues.begin(0.0, each.weights), (15, 1000), (36, 9000), 1.5) for each in (steady, bursty)
+        evalues.relative(evalues.resume(0.0, each.weights), (15, 1000), (36, 9000), 1.5) for each in (steady, bursty)
     ]
     assert found[0].log_value > 2 * found[1].log_value > 0
