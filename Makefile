@@ -14,7 +14,7 @@ PIN := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --n
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup test test-unit test-cluster test-mesh test-node check bench bench-analysis generate lock
+.PHONY: help setup test faults test-unit test-cluster test-mesh test-node check bench bench-analysis generate lock
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -49,7 +49,10 @@ test-unit: $(READY) ## Run unit and property tests, in parallel
 	@$(PYTEST) tests/unit tests/property -n $(WORKERS) -q
 
 test-cluster: $(READY) ## Run the tests on a real API server
-	@$(PYTEST) tests/cluster -q
+	@$(PYTEST) tests/cluster tests/faults -m "not faults" -q
+
+faults: $(READY) ## Run every row of the fault matrix: the operator killed at every write, and every outage of the API server
+	@$(PYTEST) tests/faults -m "cluster or faults" -v
 
 test-mesh: $(READY) ## Run the tests on a real mesh, one after the other
 	@$(PYTEST) tests/mesh -v

@@ -36,11 +36,13 @@ def is_active(status: CanaryRolloutStatus) -> bool:
 def wants_attention(rollout: Rollout) -> bool:
     """Return whether there is something to do beyond looking now and then."""
     status = rollout.status
+    wanted = rollout.spec.version if rollout.spec is not None else None
     handled = status.last_command.command if status.last_command else ""
     return (
         status.phase not in _AT_REST
         or status.observed_generation != rollout.identity.generation
         or rollout.identity.deleting
+        or (status.phase is Phase.STABLE and wanted is not None and status.stable_version not in (None, wanted))
         or (rollout.identity.command != "" and rollout.identity.command != handled)
     )
 
