@@ -1,15 +1,16 @@
 """The gate's own questions, asked ten times a second: the first moment at which anybody could have known.
 
-The operator asks when a block of its grid is complete. This asks all the time, for everything from the beginning of the
-same grid until now, with the shipped queries, the shipped reading of their answers and the shipped gates. What is
-between its first Fail and weight 0 on the API server is the operator's own doing.
+The operator asks when a block of its grid is complete. This asks all the time, for everything from the beginning of
+the same grid until now, with the shipped queries, the shipped reading of their answers and the shipped gates. Evidence
+is weighed block by block, so what was counted is cut where the operator's blocks end; the newest may be incomplete.
+What is between its first Fail that stood and weight 0 on the API server is the operator's own doing.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -20,8 +21,8 @@ import requests
 from canaryrollout.adapters.prometheus_counts import BadAnswer, milliseconds_of, read_block, rows_of
 from canaryrollout.adapters.prometheus_queries import Labels, durations_query, requests_query
 from canaryrollout.adapters.rollouts import rollout_of
-from canaryrollout.api.status import Verdict
-from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest
+from canaryrollout.api.status import Counts, Verdict
+from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest, after, total
 from canaryrollout.domain.gates import judge
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.results import Judgement
@@ -35,7 +36,7 @@ LABELS: Final = Labels()
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """The first Fail of a canary.
+    """The first Fail of a canary that later looks did not take back.
 
     Attributes:
         at: For when the queries that gave it were asked, in seconds since the epoch.
@@ -87,6 +88,7 @@ class Replay:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
         self._asked_at: float | None = None
+        self._cut = Cut()
         self.breaches: dict[str, Breach] = {}
         self.judgement: Judgement | None = None
         self.longest_pause = 0.0
@@ -126,7 +128,7 @@ class Replay:
             return
         record = rollout.status.rollout
         assert record is not None
-        evidence = Evidence(question, (self._block(question),))
+        evidence = Evidence(question, self._cut.take(self._block(question), rollout.spec.analysis.interval))
         self.judgement = judge(
             rollout.spec.analysis, evidence, weight=record.weight, finished=record.finished, baseline=record.baseline
         )
@@ -138,6 +140,8 @@ class Replay:
         self._asked_at = now
         if self.judgement is not None and self.judgement.verdict is Verdict.FAIL:
             self.breaches.setdefault(canary, Breach(now, self.judgement.message))
+        else:
+            self.breaches.pop(canary, None)
 
     def _block(self, request: EvidenceRequest) -> Block:
         """Everything from the start of the grid until now, as one block."""
@@ -157,6 +161,50 @@ class Replay:
         answer.raise_for_status()
         data: dict[str, Any] = answer.json()["data"]
         return data
+
+
+class Cut:
+    """Cuts what was counted since the start where the operator's blocks end: at the first look after each of them."""
+
+    def __init__(self) -> None:
+        self._complete: list[Block] = []
+
+    def take(self, whole: Block, interval: timedelta) -> tuple[Block, ...]:
+        """Return the blocks of everything counted so far, the newest of which may be incomplete.
+
+        Args:
+            whole: What was counted from the start until now; an earlier start begins anew.
+            interval: The distance of the points of the operator's grid.
+        """
+        if self._complete and self._complete[0].start != whole.start:
+            self._complete = []
+        newest = _beyond(whole, self._complete)
+        if after(newest.start, interval) > newest.end:
+            return (*self._complete, newest)
+        self._complete.append(newest)
+        return tuple(self._complete)
+
+
+def _beyond(whole: Block, known: Sequence[Block]) -> Block:
+    """Return what was counted since the end of the known blocks."""
+    if not known:
+        return whole
+    return replace(
+        whole,
+        start=known[-1].end,
+        canary=_less(whole.canary, total(tuple(block.canary for block in known))),
+        stable=_less(whole.stable, total(tuple(block.stable for block in known))),
+        unreached=max(0, whole.unreached - sum(block.unreached for block in known)),
+    )
+
+
+def _less(counts: Counts, known: Counts) -> Counts:
+    return Counts(
+        requests=max(0, counts.requests - known.requests),
+        errors=max(0, counts.errors - known.errors),
+        timed=max(0, counts.timed - known.timed),
+        slow=max(0, counts.slow - known.slow),
+    )
 
 
 def _question(rollout: Rollout, now: float, settings: DomainSettings) -> EvidenceRequest | None:

@@ -203,7 +203,9 @@ async def test_slow_requests_are_timed_by_the_histogram(app: Service, source: Pr
     counted = total(tuple(block.canary for block in evidence.blocks))
     assert (counted.requests, counted.timed, counted.slow) == (20, 20, slow)
     assert all(block.canary.slow <= block.canary.timed for block in evidence.blocks)
-    analysis = Analysis.model_validate({"minRequests": 20, "latency": {"threshold": "250ms", "maxSlow": "5%"}})
+    analysis = Analysis.model_validate(
+        {"mode": "Threshold", "minRequests": 20, "latency": {"threshold": "250ms", "maxSlow": "5%"}}
+    )
     judged = judge(analysis, evidence, weight=10, finished=(), baseline=None)
     assert (judged.verdict, judged.reason) == (Verdict.FAIL, "AboveMax")
 

@@ -29,7 +29,7 @@ def test_a_step_without_evidence_holds_and_says_so(place: Place) -> None:
     assert silent.status.verdict == "Inconclusive"
     assert silent.condition("TrafficConverged") == ("Unknown", "TooLittleTraffic")
     quiet.until_phase(Phase.PROGRESSING, "LowSample")
-    assert "of 5000 requests of the canary so far" in quiet.status.message
+    assert "of 5,000 requests of the canary so far" in quiet.status.message
     assert quiet.condition("TrafficConverged") == ("True", "Converged")
 
     held = time.monotonic() + LONG_ENOUGH_SECONDS

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from canaryrollout.api.status import Counts
+from canaryrollout.domain.evidence import Block
 from canaryrollout.domain.settings import DomainSettings
 from lab.demo import scene
-from lab.demo.breach import Replay
+from lab.demo.breach import Cut, Replay
 from tests.prometheusstub import Asked, Reply, prometheus_stub, result
 
 APPLIED_AT = 1_767_225_600.0  # 2026-01-01T00:00:00Z
@@ -106,6 +108,38 @@ def test_the_first_fail_is_kept_with_the_time_it_was_asked_for(world: World) -> 
     breach = world.replay.breaches["v3"]
     assert breach.at == APPLIED_AT + 5.0
     assert "error rate 2 % (2/100)" in breach.message
+
+
+def test_a_fail_that_the_rest_of_its_block_takes_back_does_not_count(world: World) -> None:
+    """The operator only sees whole blocks."""
+    world.at(5.0, c200=98, c500=2)
+    world.at(5.1, c200=298, c500=2)
+    assert world.replay.breaches == {}
+    world.at(5.2, c200=298, c500=9)
+    assert world.replay.breaches["v3"].at == APPLIED_AT + 5.2
+
+
+def test_what_was_counted_is_cut_where_the_operators_blocks_end() -> None:
+    """Points of the grid are two seconds apart; each cut is made at the first look after one."""
+    cut, start = Cut(), datetime.fromtimestamp(APPLIED_AT + 1, UTC)
+
+    def look(seconds: float, requests: int, errors: int) -> list[tuple[float, float, int, int]]:
+        end = datetime.fromtimestamp(APPLIED_AT + seconds, UTC)
+        whole = Block(start, end, canary=Counts(requests=requests, errors=errors), stable=Counts(requests=9 * requests))
+        found = cut.take(whole, timedelta(seconds=2))
+        assert sum(block.stable.requests for block in found) == 9 * requests
+        return [
+            (b.start.timestamp() - APPLIED_AT, b.end.timestamp() - APPLIED_AT, b.canary.requests, b.canary.errors)
+            for b in found
+        ]
+
+    assert look(1.5, 10, 1) == [(1, 1.5, 10, 1)]
+    assert look(2.25, 20, 1) == [(1, 2.25, 20, 1)]
+    assert look(3, 30, 3) == [(1, 2.25, 20, 1), (2.25, 3, 10, 2)]
+    assert look(4, 45, 3) == [(1, 2.25, 20, 1), (2.25, 4, 25, 2)]
+    assert look(5, 50, 4) == [(1, 2.25, 20, 1), (2.25, 4, 25, 2), (4, 5, 5, 1)]
+    start += timedelta(seconds=3)  # another weight
+    assert look(5.5, 7, 0) == [(4, 5.5, 7, 0)]
 
 
 def test_a_good_version_is_never_in_breach(world: World) -> None:

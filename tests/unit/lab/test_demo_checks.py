@@ -51,12 +51,14 @@ TAKEN_BACK = RolloutFacts(
     expected=Outcome.TAKEN_BACK,
     outcome=Outcome.TAKEN_BACK,
     expected_weights=(),
-    explanation="canary 4 % of 100 requests failed",
+    explanation="error rate 4 % (4/100): limit 0.25 %, evidence 312 > 40",
     began_at=140.0,
     ended_at=160.0,
     interval=2.0,
     steps=(StepFacts(10, 141.0, 142.0, 150.0, requests=1600, canary=150),),
-    breach=BreachFacts(visible_at=148.0, message="canary 4 % of 100 requests failed", zero_at=150.9),
+    breach=BreachFacts(
+        visible_at=148.0, message="error rate 4 % (4/100): limit 0.25 %, evidence 312 > 40", zero_at=150.9
+    ),
     requests=RequestFacts(sent=4000, injected=6),
     objects=OBJECTS,
 )

@@ -20,9 +20,15 @@ STATUS = CanaryRolloutStatus.model_validate(
         "canaryVersion": "v2",
         "step": "2/4",
         "weight": 30,
-        "message": "v2 at 30 %: canary 0 % of 236 requests failed",
+        "message": "v2 at 30 %: error rate 0 % (0/236): limit 0.25 %, evidence 0.25 of 40",
         "rollout": {"version": "v2", "startedAt": "2026-01-01T00:00:00Z", "weight": 30},
-        "gates": [{"name": "errorRate", "verdict": "Pass", "message": "canary 0 % of 236 requests failed"}],
+        "gates": [
+            {
+                "name": "errorRate",
+                "verdict": "Pass",
+                "message": "error rate 0 % (0/236): limit 0.25 %, evidence 0.25 of 40",
+            }
+        ],
     }
 )
 RECORDS = [
