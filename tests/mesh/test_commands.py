@@ -98,7 +98,7 @@ def test_promote_goes_on_without_waiting_for_the_gates(services: dict[str, Servi
     """Its gates ask for more requests than ever come."""
     promoted = services["promoted"]
     promoted.until_phase(Phase.PROGRESSING, "LowSample")
-    assert "of 100000 requests of the canary so far" in promoted.status.message
+    assert "of 100,000 requests of the canary so far" in promoted.status.message
     promoted.command("promote/v2/now")
     promoted.until_promoted("v2")
     assert "without waiting for its gates" in promoted.event("Promoted")["note"]

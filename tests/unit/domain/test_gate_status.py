@@ -35,7 +35,7 @@ def test_everything_a_person_needs() -> None:
             "reason": "AboveRelative",
             "message": RESULT.message,
             "canary": {"requests": 500, "bad": 24, "rate": "4.8%", "interval": "3.25%..7.04%"},
-            "stable": {"requests": 2241, "bad": 11, "rate": "0.4909%", "interval": "0.2743%..0.8768%"},
+            "stable": {"requests": 2241, "bad": 11, "rate": "0.491%", "interval": "0.274%..0.877%"},
             "limits": [
                 {"limit": "maxRelative 150%", "evidence": "312", "threshold": "80"},
                 {"limit": "max 1%", "evidence": "3.1", "threshold": "80"},
@@ -63,7 +63,7 @@ def test_a_plain_limit_has_no_evidence() -> None:
 class TestInShort:
     def test_of_the_gate_that_decides(self) -> None:
         fine = GateStatus(name="latency", verdict=Verdict.PASS)
-        assert in_short((fine, gate_status(RESULT))) == "errorRate 4.8% (24/500), stable 0.4909%, evidence 312 of 80"
+        assert in_short((fine, gate_status(RESULT))) == "errorRate 4.8% (24/500), stable 0.491%, evidence 312 of 80"
 
     def test_the_strongest_evidence_also_where_it_has_thousands(self) -> None:
         limits = (LimitEvidence("a", log(900), log(80)), LimitEvidence("b", log(12_345), log(80)))

@@ -97,7 +97,7 @@ class TestLacking:
 def test_what_was_found_in_words() -> None:
     (gate,) = gates({"canary": counts(500, 24)}, analysis=ERRORS)
     assert gate.finding() == "error rate 4.8 % (24/500)"
-    assert gate.finding(Sample(11, 2241)) == "error rate 4.8 % (24/500) against 0.4909 % (11/2,241) on stable"
+    assert gate.finding(Sample(11, 2241)) == "error rate 4.8 % (24/500) against 0.491 % (11/2,241) on stable"
 
 
 class TestUnreached:

@@ -57,7 +57,7 @@ class TestFail:
         judged = verdict(BOTH, found)
         assert (judged.verdict, judged.reason) == (Verdict.FAIL, "AboveRelative")
         assert re.fullmatch(
-            r"error rate 5 % \(30/600\) against 0\.5357 % \(15/2,800\) on stable: limit 150 %, "
+            r"error rate 5 % \(30/600\) against 0\.536 % \(15/2,800\) on stable: limit 150 %, "
             r"evidence [1-9][0-9,]* > 80",
             judged.message,
         )
