@@ -24,7 +24,6 @@ EVENTS: Final = Resource("", "v1", "events")
 FORBIDDEN: Final = 403
 _SAME: Final = timedelta(minutes=10)
 _REMEMBERED: Final = 2000
-_LONGEST_MESSAGE: Final = 1024
 _LONGEST_NAME: Final = 230
 
 _log = structlog.get_logger(__name__)
@@ -89,9 +88,6 @@ class Recorder:
 def event_body(rollout: Rollout, event: Event, now: datetime, instance: str) -> dict[str, Any]:
     """Return a core/v1 Event about a rollout; ``instance`` names the replica that reports it."""
     identity = rollout.identity
-    message = event.message
-    if len(message) > _LONGEST_MESSAGE:
-        message = message[: _LONGEST_MESSAGE - 3] + "..."
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -109,7 +105,7 @@ def event_body(rollout: Rollout, event: Event, now: datetime, instance: str) -> 
         },
         "type": "Warning" if event.warning else "Normal",
         "reason": event.reason,
-        "message": message,
+        "message": event.message,
         "source": {"component": FIELD_MANAGER},
         "reportingComponent": f"canaryrollout.io/{FIELD_MANAGER}",
         "reportingInstance": instance[:128],

@@ -7,9 +7,11 @@ document holds, and they change nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from canaryrollout.api.text import is_plain
 from canaryrollout.domain.naming import CLUSTER_DOMAIN, fqdn
 from canaryrollout.domain.observation import (
     Destination,
@@ -24,6 +26,8 @@ from canaryrollout.domain.observation import (
 from canaryrollout.domain.shares import percentages
 
 Document = Mapping[str, Any]
+
+_LABEL_VALUE: Final = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 def read_virtual_service(
@@ -68,9 +72,14 @@ def read_destination_rule(
             "name the DestinationRule of that host in spec.istio.destinationRule",
         )
     subsets = tuple(
-        Subset(str(subset.get("name", "")), (subset.get("labels") or {}).get(version_label))
-        for subset in spec.get("subsets") or ()
+        Subset(str(subset.get("name", "")), _version(subset, version_label)) for subset in spec.get("subsets") or ()
     )
+    for subset in subsets:
+        if not is_plain(subset.name):
+            return Refused(
+                "UnusableName",
+                f"DestinationRule {metadata['name']}: a subset is named {subset.name!r}; use letters and digits",
+            )
     return DestinationRuleState(
         name=metadata["name"],
         generation=int(metadata.get("generation") or 0),
@@ -78,6 +87,12 @@ def read_destination_rule(
         empty_list=spec.get("subsets") == [],
         document=document,
     )
+
+
+def _version(subset: Document, version_label: str) -> str | None:
+    """Return the version that a subset stands for; none where the value is one that no Pod's label can have."""
+    value = (subset.get("labels") or {}).get(version_label)
+    return str(value) if value is not None and _LABEL_VALUE.fullmatch(str(value)) else None
 
 
 def last_writer(document: Document) -> str:
@@ -120,6 +135,10 @@ def subsets_named(document: Document, host: str, domain: str = CLUSTER_DOMAIN) -
         for destination in destinations
         if destination.get("subset") and names_host(destination, host, namespace, domain)
     )
+
+
+def _subset_of(entry: Document) -> str:
+    return str((entry.get("destination") or {}).get("subset") or "")
 
 
 def _read_routes(document: Document, routes: Sequence[str], host: str, domain: str) -> dict[str, RouteState]:
@@ -194,6 +213,9 @@ def _read_route(route: Document, document: Document, host: str, domain: str, sub
             "NoWeights",
             f"{subject} has {len(entries)} destinations and no weight above 0; give them weights that sum to 100",
         )
+    odd = sorted({name for entry in entries if not is_plain(name := _subset_of(entry))})
+    if odd:
+        return Refused("UnusableName", f"{subject} names subset {odd[0]!r}; use letters, digits and dashes")
     destinations = tuple(
         Destination((entry.get("destination") or {}).get("subset") or None, share, entry.get("weight"))
         for entry, own, share in zip(entries, ours, shares, strict=True)

@@ -15,12 +15,15 @@ from canaryrollout.adapters.kube import Resource
 from canaryrollout.api.crd import GROUP, PLURAL, VERSION
 from canaryrollout.api.resource import read_rollout
 from canaryrollout.api.status import CanaryRolloutStatus
+from canaryrollout.api.text import plain
 from canaryrollout.domain.observation import Identity
 from canaryrollout.engine.ports import Rollout
 
 CANARYROLLOUTS: Final = Resource(GROUP, VERSION, PLURAL)
 FINALIZER: Final = f"{GROUP}/traffic"
 COMMAND: Final = f"{GROUP}/command"
+LONGEST_COMMAND: Final = 512
+"""How much of a command is read: it is compared with what status says was answered, which holds no more."""
 
 Operation = dict[str, Any]
 
@@ -37,7 +40,7 @@ def rollout_of(body: Mapping[str, Any]) -> Rollout:
         created_at=_time(metadata.get("creationTimestamp")),
         deleting=bool(metadata.get("deletionTimestamp")),
         finalizer=FINALIZER in (metadata.get("finalizers") or ()),
-        command=str((metadata.get("annotations") or {}).get(COMMAND) or "").strip(),
+        command=plain(str((metadata.get("annotations") or {}).get(COMMAND) or "").strip(), LONGEST_COMMAND),
     )
     version = str(metadata.get("resourceVersion") or "")
     return Rollout(identity, version, read.spec, read.status, read.problems, read.status_problems)

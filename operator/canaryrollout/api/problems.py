@@ -19,11 +19,13 @@ from pydantic import BaseModel
 
 from canaryrollout.api.rules import Rule
 from canaryrollout.api.spec import CanaryRolloutSpec
+from canaryrollout.api.text import is_plain
 
 Problem = tuple[str, str]
 """Path of the field, and what would be right."""
 
 _LONGEST_VALUE: Final = 200
+_BUILT_IN: Final = frozenset({"errorRate", "latency"})
 
 
 def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
@@ -36,7 +38,13 @@ def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
     Returns:
         One message per problem, each naming the field, its value and what would be right; empty when all is well.
     """
-    found = (*_broken_rules(spec, "spec"), *_duplicates(spec), *_host_problems(spec.host, namespace))
+    found = (
+        *_broken_rules(spec, "spec"),
+        *_duplicates(spec),
+        *_host_problems(spec.host, namespace),
+        *_invisible(spec),
+        *_taken_names(spec),
+    )
     if not found:
         return ()
     written = {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
@@ -137,6 +145,22 @@ def _repeated(path: str, key: str, names: Sequence[object]) -> Iterator[Problem]
         if name in names[:index]:
             member = f".{key}" if key else ""
             yield f"{path}[{index}]{member}", "must not be listed twice"
+
+
+def _invisible(spec: CanaryRolloutSpec) -> Iterator[Problem]:
+    """Find names of routes that look like another or like nothing; all other names have patterns that exclude them."""
+    for index, reference in enumerate(spec.istio.virtual_services):
+        for number, route in enumerate(reference.routes):
+            if not is_plain(route):
+                path = f"spec.istio.virtualServices[{index}].routes[{number}]"
+                yield path, "must be of printable characters only; rename the route in the VirtualService"
+
+
+def _taken_names(spec: CanaryRolloutSpec) -> Iterator[Problem]:
+    """Find metrics that are named like a built-in gate: status tells gates apart by name."""
+    for index, metric in enumerate(spec.analysis.metrics):
+        if metric.name in _BUILT_IN:
+            yield f"spec.analysis.metrics[{index}].name", "is the name of a built-in gate; choose another"
 
 
 def _host_problems(host: str, namespace: str) -> Iterator[Problem]:

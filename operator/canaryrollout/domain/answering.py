@@ -24,7 +24,7 @@ def answer_command(draft: Draft) -> None:
     command = parse(value)
     refusal = command if isinstance(command, str) else _ANSWERS[command.verb](draft, command)
     result = f"refused: {refusal}" if refusal else "accepted"
-    draft.update(last_command=CommandRecord(command=value[:512], handled_at=draft.case.now, result=result))
+    draft.update(last_command=CommandRecord(command=value, handled_at=draft.case.now, result=result))
     if refusal:
         draft.note("CommandRefused", f"{value}: {refusal}", warning=True)
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
+from canaryrollout.api.text import LONGEST_EVENT, plain, plain_model
 from canaryrollout.domain.evidence import EvidenceRequest, PreflightRequest
 from canaryrollout.domain.observation import DestinationRuleState, VirtualServiceState
 
@@ -132,11 +133,14 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A Kubernetes Event about the rollout."""
+    """A Kubernetes Event about the rollout; its message is made plain, whatever words of others it quotes."""
 
     reason: str
     message: str
     warning: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", plain(self.message, LONGEST_EVENT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,8 @@ class Decision:
         wake_at: When to look again at the latest; ``None`` leaves it to changes and the resync.
         events: Kubernetes Events, emitted once the status was written (or at once when it does not change).
         again: Whether another pass should follow at once, because this move only prepared the next.
+
+    Every text of the status is made plain here, whatever words of others it quotes.
     """
 
     status: CanaryRolloutStatus
@@ -183,3 +189,6 @@ class Decision:
     wake_at: datetime | None = None
     events: tuple[Event, ...] = ()
     again: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "status", plain_model(self.status))

@@ -14,6 +14,7 @@ from typing import Any, Final, TextIO
 import structlog
 from structlog.typing import Processor
 
+from canaryrollout.api.text import plain, plain_value
 from canaryrollout.shell.settings import LogFormat, LogLevel
 
 _QUIET: Final = {
@@ -26,6 +27,9 @@ _QUIET: Final = {
     "kubernetes": logging.WARNING,
     "urllib3": logging.WARNING,
 }
+
+_LONGEST_TRACE: Final = 200
+"""How many lines of a traceback are shown."""
 
 
 def configure(log_format: LogFormat, level: LogLevel, stream: TextIO | None = None) -> None:
@@ -47,11 +51,17 @@ def configure(log_format: LogFormat, level: LogLevel, stream: TextIO | None = No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    final: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        _plain,
+        _short_logger,
+    ]
     if json:
-        final += [structlog.processors.format_exc_info, _short_logger, structlog.processors.JSONRenderer()]
+        final.append(structlog.processors.JSONRenderer())
     else:
-        final += [_short_logger, structlog.dev.ConsoleRenderer(colors=terminal and "NO_COLOR" not in os.environ)]
+        colors = terminal and "NO_COLOR" not in os.environ
+        final.append(structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback))
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -64,6 +74,15 @@ def configure(log_format: LogFormat, level: LogLevel, stream: TextIO | None = No
     root.setLevel(level.upper())
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
+
+
+def _plain(_: Any, __: str, event: Any) -> Mapping[str, Any]:
+    """Make every text plain: what others have chosen the words of cannot look like a line of its own, or as another."""
+    trace = event.pop("exception", None)
+    fields = {plain(str(key)): plain_value(value) for key, value in event.items()}
+    if isinstance(trace, str):
+        fields["exception"] = "\n".join(f"  {plain(line)}" for line in trace.split("\n")[-_LONGEST_TRACE:])
+    return fields
 
 
 def _short_logger(_: Any, __: str, event: Any) -> Mapping[str, Any]:
