@@ -26,6 +26,8 @@ from canaryrollout.api.status import Counts
 from canaryrollout.domain.evidence import NO_COUNTS, Block, EvidenceRequest
 
 CLIENT_GONE: Final = "DC"
+MOST: Final = 1e12
+"""How many requests a row can count in one block; what is beyond is no count of requests."""
 _ALL_SET: Final = set(Counts.model_fields)
 """Names of the fields of counts; one set for all, instead of one for each."""
 UNREACHED_FLAGS: Final = frozenset({"UH", "UF", "NC"})
@@ -188,6 +190,8 @@ class _Reader:
             if kind == "start":
                 continue
             count = round(row.value) if math.isfinite(row.value) else 0
+            if not 0 <= count <= MOST:
+                raise BadAnswer(f"{row.value:g} requests of one kind between two points in time cannot be")
             if kind == "new" and not history:
                 self._note("Prometheus had nothing on the host before: requests until its first scrape are not counted")
                 count = 0
@@ -223,6 +227,9 @@ def read_block(
 
     Returns:
         The block and remarks on it.
+
+    Raises:
+        BadAnswer: If a row counts what cannot have been counted, such as fewer than no requests.
     """
     reader = _Reader(
         labels,

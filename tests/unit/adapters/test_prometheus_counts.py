@@ -56,6 +56,14 @@ def test_both_versions_are_told_apart() -> None:
     assert (block.stable_seen, block.canary_seen) == (True, True)
 
 
+@pytest.mark.parametrize("value", [-1, -0.7, 2e12, 1e300])
+def test_what_no_requests_can_count_is_a_bad_answer_and_no_evidence(value: float) -> None:
+    with pytest.raises(BadAnswer, match="requests of one kind between two points in time cannot be"):
+        read([START, row("v2", 3, "500"), row("v2", value)])
+    with pytest.raises(BadAnswer, match="cannot be"):
+        read([START, row("v2", 3)], [START, timed("v2", value)])
+
+
 def test_no_row_is_no_data_and_a_row_of_zero_is_no_traffic() -> None:
     block = read([START, row("v2", 0)]).block
     assert (block.stable_seen, block.canary_seen) == (False, True)
