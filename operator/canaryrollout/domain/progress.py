@@ -23,6 +23,7 @@ from canaryrollout.domain.pace import Pace
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
 from canaryrollout.domain.results import GateResult, Judgement
 from canaryrollout.domain.subsets import restore_lost
+from canaryrollout.domain.timeliness import is_behind, judged_until
 
 
 def progress(draft: Draft) -> Decision:
@@ -127,11 +128,12 @@ def _failed(draft: Draft, judgement: Judgement) -> Decision | None:
 def _forbids_silence(draft: Draft, gate: GateResult) -> bool:
     """Return whether a gate without data takes the canary back: by its own policy, else by that of the analysis.
 
-    What was not asked yet is no answer: after a restart there is no data for a moment, of anything.
+    What was not asked yet is no answer: after a restart there is no data for a moment, of anything. Nor is an answer
+    that may be partial: the canary may be in the part that is missing.
     """
     record, case = draft.record, draft.case
     analysis, evidence = case.spec.analysis, case.observation.evidence
-    if evidence is None or record.in_effect_at is None:
+    if evidence is None or evidence.warnings or record.in_effect_at is None:
         return False
     policy, asked_until = analysis.on_no_data, evidence.until
     for metric in analysis.metrics:
@@ -278,24 +280,28 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
             _phase(draft), "Converging", "waiting for the weight to be confirmed", wake_in=case.settings.retry
         )
     held_until = record.in_effect_at + steps.hold_of(case.spec, record.weight)
-    evidence = case.observation.evidence
-    seen_until = evidence.until if evidence is not None else record.in_effect_at
-    if judgement.verdict is Verdict.PASS and seen_until >= held_until:
+    evidence, analysis = case.observation.evidence, case.spec.analysis
+    seen = evidence.until if evidence is not None else record.in_effect_at
+    judged = judged_until(analysis, evidence) if evidence is not None else seen
+    behind = is_behind(analysis, judged, case.now, case.settings.lag_of(analysis.provider))
+    if judgement.verdict is Verdict.PASS and judged >= held_until and not behind:
         return None
     outage = _outage(draft)
     waiting = f"{record.version} at {record.weight} %: {outage or judgement.message}"
     if outage:
         return overdue(draft, waiting) or draft.move(_phase(draft), AWAY, waiting, wake_at=next_look(draft))
+    if judgement.verdict is Verdict.PASS and behind:
+        waiting = f"{waiting}; that was at {judged:%H:%M:%S} UTC, waiting for newer evidence"
+        return overdue(draft, waiting) or draft.move(_phase(draft), "CatchingUp", waiting, wake_at=next_look(draft))
     if judgement.verdict is Verdict.PASS:
         return overdue(draft, waiting) or draft.move(
             _phase(draft), "Holding", f"{waiting}; held until {held_until:%H:%M:%S} UTC", wake_at=next_look(draft)
         )
-    if slow := _too_slow(draft, judgement, seen_until - record.in_effect_at):
+    if slow := _too_slow(draft, judgement, seen - record.in_effect_at):
         waiting = f"{waiting}; {slow}"
         draft.note_once("TooLittleTraffic", waiting, warning=True)
-        return overdue(draft, waiting) or draft.move(
-            _phase(draft), "TooLittleTraffic", waiting, wake_at=next_look(draft)
-        )
+        wait = next_look(draft)
+        return overdue(draft, waiting) or draft.move(_phase(draft), "TooLittleTraffic", waiting, wake_at=wait)
     return overdue(draft, waiting) or draft.move(_phase(draft), judgement.reason, waiting, wake_at=next_look(draft))
 
 
