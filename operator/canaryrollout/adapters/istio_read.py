@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from canaryrollout.adapters.istio_shape import destination_rule_flaw, virtual_service_flaw
 from canaryrollout.api.text import is_plain
 from canaryrollout.domain.naming import CLUSTER_DOMAIN, fqdn
 from canaryrollout.domain.observation import (
@@ -63,6 +64,8 @@ def read_destination_rule(
     stand for one version; all of them are returned, in the order in which they are written.
     """
     metadata = document["metadata"]
+    if flaw := destination_rule_flaw(document):
+        return Refused("Misshapen", f"DestinationRule {metadata['name']}: {flaw}")
     spec = document.get("spec") or {}
     written = str(spec.get("host", ""))
     if fqdn(written, metadata["namespace"], domain) != host:
@@ -121,6 +124,8 @@ def names_host(destination: Document, host: str, namespace: str, domain: str = C
 
 def subsets_named(document: Document, host: str, domain: str = CLUSTER_DOMAIN) -> frozenset[str]:
     """Return the subsets of a host that a VirtualService names anywhere, whatever the weight, mirrors included."""
+    if virtual_service_flaw(document):
+        return frozenset()  # Istio makes no use of it either
     namespace = document["metadata"]["namespace"]
     spec = document.get("spec") or {}
     destinations: list[Document] = []
@@ -143,8 +148,10 @@ def _subset_of(entry: Document) -> str:
 
 def _read_routes(document: Document, routes: Sequence[str], host: str, domain: str) -> dict[str, RouteState]:
     subject = f"VirtualService {document['metadata']['name']}"
-    http: Sequence[Document] = (document.get("spec") or {}).get("http") or ()
     keys = tuple(dict.fromkeys(routes)) or ("",)
+    if misshapen := virtual_service_flaw(document):
+        return dict.fromkeys(keys, Refused("Misshapen", f"{subject}: {misshapen}"))
+    http: Sequence[Document] = (document.get("spec") or {}).get("http") or ()
     if not http:
         return dict.fromkeys(keys, _no_http(document, subject))
     states: dict[str, RouteState] = {}

@@ -22,6 +22,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from prometheus_client import CollectorRegistry, Counter
 
 from canaryrollout.adapters.kube_answers import ApiError, Invalid, outcome_of, read_answer
+from canaryrollout.api.text import plain
 from canaryrollout.engine.ports import Conflict, Gone
 
 __all__ = [
@@ -45,6 +46,9 @@ JSON_PATCH: Final = "application/json-patch+json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
 _METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+
+_NOT_IN_NAMES: Final = frozenset("/%?#\\\0")
+"""What no name of an object has, and what a URL takes for the beginning of something else."""
 
 Document = dict[str, Any]
 Page = list[Document]
@@ -71,7 +75,13 @@ class Resource:
             namespace: Namespace; ``None`` for cluster-wide lists and cluster-scoped objects.
             name: Object name; empty for the collection.
             subresource: Such as ``status``.
+
+        Raises:
+            Gone: If namespace or name can be none, and would lead to another place instead.
         """
+        for part in (namespace or "", name):
+            if part in {".", ".."} or _NOT_IN_NAMES & set(part):
+                raise Gone(f"{plain(part, 64)!r} can be no name of an object or a namespace")
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         scope = f"/namespaces/{namespace}" if namespace else ""
         tail = "".join(f"/{part}" for part in (name, subresource) if part)

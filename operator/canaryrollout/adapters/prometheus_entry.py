@@ -128,7 +128,7 @@ class Entry:
             return ()
         begin = self.blocks[-1].end if self.blocks else self.request.start
         at_once = max(MAX_BLOCKS >> self.failures, 1)  # a range may be too much for a server; fewer blocks are less
-        ends = self.request.ends(begin, now - lag)[:at_once]
+        ends = tuple(self.request.ends(begin, now - lag)[:at_once])
         if not ends:
             return ()
         window = ends[0] - begin

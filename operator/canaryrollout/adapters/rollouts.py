@@ -30,17 +30,18 @@ Operation = dict[str, Any]
 
 def rollout_of(body: Mapping[str, Any]) -> Rollout:
     """Turn an object of the API server into a `Rollout`; never raises for what a user may have written."""
-    metadata = body.get("metadata") or {}
+    found = body.get("metadata")
+    metadata = found if isinstance(found, Mapping) else {}
     read = read_rollout(body)
     identity = Identity(
         namespace=intern(str(metadata.get("namespace") or "")),
         name=str(metadata.get("name") or ""),
         uid=str(metadata.get("uid") or ""),
-        generation=int(metadata.get("generation") or 0),
+        generation=_number(metadata.get("generation")),
         created_at=_time(metadata.get("creationTimestamp")),
         deleting=bool(metadata.get("deletionTimestamp")),
-        finalizer=FINALIZER in (metadata.get("finalizers") or ()),
-        command=plain(str((metadata.get("annotations") or {}).get(COMMAND) or "").strip(), LONGEST_COMMAND),
+        finalizer=FINALIZER in _list(metadata.get("finalizers")),
+        command=plain(_annotation(metadata.get("annotations")), LONGEST_COMMAND),
     )
     version = str(metadata.get("resourceVersion") or "")
     return Rollout(identity, version, read.spec, read.status, read.problems, read.status_problems)
@@ -78,8 +79,20 @@ def _guard(resource_version: str) -> Operation:
     return {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version}
 
 
+def _annotation(annotations: object) -> str:
+    return str(annotations.get(COMMAND) or "").strip() if isinstance(annotations, Mapping) else ""
+
+
+def _list(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else ()
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def _time(value: object) -> datetime:
     try:
         return datetime.fromisoformat(str(value)).astimezone(UTC)
-    except ValueError:
+    except (ValueError, OverflowError):
         return datetime.fromtimestamp(0, UTC)

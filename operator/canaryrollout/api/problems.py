@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from types import UnionType
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
@@ -25,6 +26,9 @@ Problem = tuple[str, str]
 """Path of the field, and what would be right."""
 
 _LONGEST_VALUE: Final = 200
+_WIDEST: Final = 20
+_DEEPEST: Final = 5
+_CUT: Final = "..."
 _BUILT_IN: Final = frozenset({"errorRate", "latency"})
 
 
@@ -62,12 +66,27 @@ def describe(path: str, value: Any, message: str) -> str:
 def _as_yaml(value: Any) -> str:
     """Spell a value on one line, a text always in quotes; what is nothing of YAML's as Python shows it."""
     if isinstance(value, str):
-        return repr(value)
+        return repr(value[: _LONGEST_VALUE + 1])
+    value = _abridged(value, _DEEPEST)
     try:
         text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=sys.maxsize)
     except yaml.representer.RepresenterError:
         return repr(value)
     return text.removesuffix("...\n").strip()
+
+
+def _abridged(value: Any, depth: int) -> Any:
+    """Return as much of a value as is shown: what somebody wrote past the schema may be deep, wide or long."""
+    if isinstance(value, str):
+        return value[:_LONGEST_VALUE]
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if not depth:
+        return _CUT
+    if isinstance(value, Mapping):
+        shown = {str(key)[:_LONGEST_VALUE]: _abridged(item, depth - 1) for key, item in islice(value.items(), _WIDEST)}
+        return shown | ({_CUT: _CUT} if len(value) > _WIDEST else {})
+    return [_abridged(item, depth - 1) for item in value[:_WIDEST]] + [_CUT] * (len(value) > _WIDEST)
 
 
 def _value_at(path: str, written: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -16,6 +16,9 @@ from pydantic_core import ErrorDetails
 from canaryrollout.api.problems import describe, problems
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
+
+_MOST: Final = 20
+"""How many mistakes are explained; an object may hold as many as fit into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,10 @@ def read_status(raw: object) -> tuple[CanaryRolloutStatus, tuple[str, ...]]:
 def explain(error: ValidationError, root: str) -> tuple[str, ...]:
     """Rewrite pydantic's errors for people: the field as YAML names it, its value, what would be right."""
     errors = error.errors(include_url=False)
-    return tuple(dict.fromkeys(_explained(details, root) for details in errors if not _follows(details, errors)))
+    found = [_explained(details, root) for details in errors[:_MOST] if not _follows(details, errors)]
+    if len(errors) > _MOST:
+        found.append(f"{len(errors) - _MOST} more fields of {root} are wrong")
+    return tuple(dict.fromkeys(found))
 
 
 def _follows(details: ErrorDetails, errors: list[ErrorDetails]) -> bool:
@@ -110,6 +116,7 @@ _EXPECTED = {
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "tuple_type": "must be a list",
+    "list_type": "must be a list",
     "model_type": "must be a mapping of fields",
     "model_attributes_type": "must be a mapping of fields",
     "dict_type": "must be a mapping",

@@ -6,11 +6,12 @@ from it exactly. It is written when a phase, step, verdict or reason changes, an
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer
+from pydantic import AfterValidator, Field, PlainSerializer
 
 from canaryrollout.api.rules import ListMap
 from canaryrollout.api.spec import ApiModel
@@ -21,7 +22,41 @@ def format_time(value: datetime) -> str:
     return value.strftime("%Y-%m-%dT%H:%M:%S.") + f"{value.microsecond // 1000:03d}Z"
 
 
-Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
+def _within_reach(value: datetime) -> datetime:
+    """Refuse a time that no operator wrote: without a zone it has no meaning, and too far off it cannot be added to."""
+    if value.tzinfo is None:
+        raise ValueError("must tell its time zone, such as 2026-01-31T12:00:00Z")
+    if not _EARLIEST <= value.year <= _LATEST:
+        raise ValueError(f"must be a time between the years {_EARLIEST} and {_LATEST}")
+    return value.astimezone(UTC) if value.utcoffset() else value
+
+
+def _some_years(value: int) -> int:
+    if not 0 <= value <= _LONGEST_SECONDS:
+        raise ValueError(f"must be between 0 and {_LONGEST_SECONDS}")
+    return value
+
+
+def _percent(value: int) -> int:
+    if not 0 <= value <= 100:
+        raise ValueError("must be between 0 and 100")
+    return value
+
+
+def _own_object(value: str) -> str:
+    if not _OBJECT.fullmatch(value):
+        raise ValueError("must be the name of an object in the same namespace")
+    return value
+
+
+_EARLIEST, _LATEST = 2000, 2999
+_OBJECT = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LONGEST_SECONDS = 10 * 366 * 24 * 3600
+
+Time = Annotated[datetime, AfterValidator(_within_reach), PlainSerializer(format_time, return_type=str)]
+Percent = Annotated[int, AfterValidator(_percent)]
+OwnObject = Annotated[str, AfterValidator(_own_object)]
+Seconds = Annotated[int, AfterValidator(_some_years)]
 
 
 class Phase(StrEnum):
@@ -59,7 +94,7 @@ class Change(ApiModel):
 
     kind: ChangeKind
     """What was done: a Subset or a Destination was added, or a Weight was altered."""
-    object: str
+    object: OwnObject
     """Name of the VirtualService or DestinationRule, in the namespace of the rollout."""
     route: str = ""
     """Name of the http route; left out where the VirtualService has only one."""
@@ -90,7 +125,7 @@ class Counts(ApiModel):
 class FinishedStep(ApiModel):
     """The counts that decided a step that passed; later steps compare with stable's."""
 
-    weight: int
+    weight: Percent
     """Weight of the step, in percent."""
     passed_at: Time
     """When it passed."""
@@ -106,7 +141,7 @@ class FinishedStep(ApiModel):
 class Baseline(ApiModel):
     """Requests that reached no version in a window before the first step: the level that is not the canary's fault."""
 
-    seconds: int
+    seconds: Seconds
     """Length of the window, in seconds."""
     unreached: int
     """Requests to the host in the window that reached no version."""
@@ -115,7 +150,7 @@ class Baseline(ApiModel):
 class Target(ApiModel):
     """A weight that is about to be written: recorded before the mesh is touched."""
 
-    weight: int
+    weight: Percent
     """The weight to be, in percent."""
     set_at: Time
     """When it was decided."""
@@ -147,7 +182,7 @@ class RolloutRecord(ApiModel):
     """Token of the retry command that started it; left out where a change of version did."""
     started_at: Time
     """When it started."""
-    weight: int = 0
+    weight: Percent = 0
     """Weight of the canary that was last confirmed on the API server, in percent."""
     target: Target | None = None
     """The weight that is about to be written."""
@@ -169,7 +204,7 @@ class RolloutRecord(ApiModel):
     """When the last step passed; deadlines count from here."""
     awaiting_since: Time | None = None
     """Since when a person is awaited: to approve, or to end a pause."""
-    awaited_seconds: int = 0
+    awaited_seconds: Seconds = 0
     """For how long a person was awaited since the last step passed, in seconds; deadlines are later by as much."""
     approved: bool = False
     """Whether a person approved the step in force."""
@@ -202,7 +237,7 @@ class Condition(ApiModel):
     """A Kubernetes condition."""
 
     type: str
-    """Name of the condition: Ready, Reconciling, Stalled, TrafficConverged or AnalysisHealthy."""
+    """Name of the condition: Ready, Reconciling, Stalled, TrafficConverged, TrafficCovered or AnalysisHealthy."""
     status: str
     """True, False or Unknown."""
     reason: str
@@ -331,7 +366,8 @@ class CanaryRolloutStatus(ApiModel):
     """The verdict of each gate on the step in force."""
     conditions: Annotated[tuple[Condition, ...], ListMap("type")] = ()
     """Ready, Reconciling and Stalled as kstatus defines them; TrafficConverged tells whether observed traffic agrees
-    with the weight, AnalysisHealthy whether Prometheus can be asked."""
+    with the weight, TrafficCovered whether nobody meets the canary past the listed routes, AnalysisHealthy whether
+    Prometheus can be asked."""
     history: tuple[HistoryEntry, ...] = ()
     """The last transitions, oldest first, with the numbers that decided them."""
 

@@ -9,11 +9,11 @@ block is therefore shorter than the others, or as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from typing import Final
+from typing import Final, overload
 
 from canaryrollout.api.status import Counts
 
@@ -74,8 +74,10 @@ class EvidenceRequest:
         """Return the end of the first block."""
         return self.until if self.until is not None else after(self.start, self.interval)
 
-    def ends(self, begin: datetime, now: datetime) -> tuple[datetime, ...]:
+    def ends(self, begin: datetime, now: datetime) -> Sequence[datetime]:
         """Return the ends of the blocks that begin at ``begin`` or later and have ended by ``now``, oldest first.
+
+        They are made when they are asked for: a step may have millions.
 
         Args:
             begin: The start of the request, or the end of one of its blocks.
@@ -85,7 +87,30 @@ class EvidenceRequest:
             return (self.until,) if begin < self.until <= now else ()
         first = after(begin, self.interval)
         count = (now - first) // self.interval + 1
-        return tuple(first + k * self.interval for k in range(max(count, 0)))
+        return _Ends(first, self.interval, range(max(count, 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends(Sequence[datetime]):
+    """Points of the grid, without room for each."""
+
+    first: datetime
+    interval: timedelta
+    places: range
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> datetime: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[datetime, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> datetime | tuple[datetime, ...]:
+        if isinstance(index, slice):
+            return tuple(self.first + place * self.interval for place in self.places[index])
+        return self.first + self.places[index] * self.interval
 
 
 def after(time: datetime, interval: timedelta) -> datetime:

@@ -263,7 +263,7 @@ _STATUS = {State.CONVERGED: "True", State.TOO_LITTLE_TRAFFIC: "Unknown", State.S
 def _show_convergence(draft: Draft) -> None:
     """Keep showing what was found when the weight came into effect, with the numbers of then."""
     record = draft.record
-    if not record.convergence or record.applied_at is None:
+    if record.convergence not in _STATUS or record.applied_at is None:
         return
     state = State(record.convergence)
     shown = next((c for c in draft.case.seen.conditions if (c.type, c.reason) == ("TrafficConverged", state)), None)
