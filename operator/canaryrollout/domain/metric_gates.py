@@ -38,6 +38,8 @@ _DIGITS: Final = range(4, 19)
 """How many digits a number is shown with: the fewest that do not move it across a limit."""
 _SMALLEST: Final = Fraction(1, 10**9)
 _LARGEST: Final = Fraction(10**15)
+_REMEMBERED: Final = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,9})?")
+"""How baselines are spelled in status; what is spelled otherwise was written by somebody else."""
 ZERO_BASELINE: Final = "ZeroBaseline"
 
 
@@ -153,8 +155,9 @@ def _key(metric: MetricGate) -> str:
 
 def _before(metric: MetricGate, finished: Sequence[FinishedStep]) -> Fraction | None:
     """Return the baseline that the newest finished step has one of."""
-    texts = [step.evidence[_key(metric)] for step in finished if _key(metric) in step.evidence]
-    return Fraction(texts[-1]) if texts else None
+    texts = [step.evidence.get(_key(metric), "") for step in finished]
+    known = [text for text in texts if _REMEMBERED.fullmatch(text)]
+    return Fraction(known[-1]) if known else None
 
 
 def _mistake(metric: MetricGate) -> str:

@@ -253,6 +253,17 @@ class TestFullWeight:
         assert self.judged(RELATIVE, ("5.11", 0), kept).verdict is Verdict.FAIL
 
 
+@pytest.mark.parametrize("text", ["abc", "", "1/0", "nan", "1e999999999", "5 "])
+def test_a_remembered_baseline_that_somebody_else_wrote_is_none(text: str) -> None:
+    finished = [
+        FinishedStep(weight=weight, passed_at=T0, evidence={"metrics/failures.baseline": known})
+        for weight, known in ((30, "5"), (50, text))
+    ]
+    result = judge_metric(gate(**RELATIVE), evidence("6.1", weight=100), T0, finished)
+    assert result.message == "failures is 6.1 (maxRelative 120 % of 5 of the step before)"
+    assert judge_metric(gate(**RELATIVE), evidence("3", weight=100), T0, finished[1:]).reason == "NoBaseline"
+
+
 class TestFailureLimit:
     TWO = {"max": "5", "failureLimit": 2}  # noqa: RUF012 - never changed
 
