@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.status import Phase
 from canaryrollout.domain import preflight, rollback, routes, steps
 from canaryrollout.domain.decision import Decision, SetFinalizer
@@ -82,7 +83,7 @@ def _give_up(draft: Draft) -> Decision:
     what = draft.status.message or "preparation did not finish"
     ready = draft.case.ready(record.version)
     reason = "CanaryNotReady" if ready is not None and ready < draft.required() else "DeadlineExceeded"
-    limit = draft.case.spec.progress_deadline
+    limit = format_duration(draft.case.spec.progress_deadline)
     return rollback.begin(draft, reason, f"{record.version} was not ready for traffic within {limit}: {what}")
 
 

@@ -78,6 +78,7 @@ class TestSilence:
     def test_an_answer_that_never_comes_ends_at_the_deadline(self) -> None:
         world = World(found=None).run()
         assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "DeadlineExceeded")
+        assert "v2 was not ready for traffic within 10m: " in world.state.message
         assert [weight for _, weight in world.weights] == [0]
 
     def test_an_outage_says_since_when_and_traffic_moves_once_it_is_over(self) -> None:
