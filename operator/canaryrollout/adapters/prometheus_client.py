@@ -30,12 +30,22 @@ from urllib3.util.retry import Retry
 from canaryrollout.adapters.prometheus_counts import milliseconds_of
 from canaryrollout.adapters.prometheus_credentials import Credentials, Trust, words_of
 from canaryrollout.adapters.prometheus_provider import Provider, QueryFailed
+from canaryrollout.api.text import plain
 
 __all__ = ["Answer", "Metrics", "PrometheusClient", "Provider", "QueryFailed"]
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=3)
 GRACE: Final = timedelta(seconds=1)
 """How much longer than the server's own timeout the client waits, so that the server's words arrive."""
+LONGEST_ANSWER: Final = 16 << 20
+"""Bytes, unpacked, of the longest answer that is read; two thousand blocks of a service with many codes have 6 MiB."""
+MOST_WARNINGS: Final = 10
+LONGEST_WARNING: Final = 500
+_PIECE: Final = 1 << 16
+_UNUSABLE: Final = (
+    PrometheusApiClientException, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
+"""What becomes of an answer that is no result; OSError covers all that requests raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +71,30 @@ class _Session(requests.Session):
             for name, value in provider.query_parameters.items()
         }
         self._answered = threading.local()
+        self._patience = (CONNECT_TIMEOUT + provider.timeout + GRACE).total_seconds()
 
     def request(self, method: str | bytes, url: str | bytes, **kwargs: Any) -> requests.Response:  # type: ignore[override]
         self._answered.response = None
         kwargs["headers"] = self.credentials.headers()
         kwargs["data"] = self._parameters | (kwargs.pop("params", None) or {})
-        response = super().request(method, url, allow_redirects=False, **kwargs)
+        deadline = time.monotonic() + self._patience
+        response = super().request(method, url, allow_redirects=False, stream=True, **kwargs)
+        self._read(response, deadline)
         self._answered.response = response
         return response
+
+    def _read(self, response: requests.Response, deadline: float) -> None:
+        """Read the body up to a size, and only for so long: a server may send without end, or a byte now and then."""
+        body = bytearray()
+        for piece in response.iter_content(_PIECE):
+            body += piece
+            if len(body) > LONGEST_ANSWER:
+                response.close()
+                raise QueryFailed("BadAnswer", f"the answer has more than {LONGEST_ANSWER >> 20} MiB; ask for less")
+            if time.monotonic() > deadline:
+                response.close()
+                raise requests.ReadTimeout
+        response._content = bytes(body)  # where requests itself keeps what it has read
 
     def close(self) -> None:
         """Release all connections."""
@@ -196,8 +222,8 @@ class PrometheusClient:
             result = send()
         except requests.Timeout as error:
             raise QueryFailed("Timeout", f"no answer within {self._timeouts()[1]:g} s") from error
-        except (PrometheusApiClientException, OSError, ValueError, KeyError, TypeError) as error:
-            response = self._session.answered()  # OSError covers all that requests raises
+        except _UNUSABLE as error:
+            response = self._session.answered()
             hide = self._session.credentials.hide
             if response is None:
                 message = hide(f"cannot ask {self.provider.url}: {_cause(error)}")
@@ -225,14 +251,15 @@ def _answer(result: Any, response: requests.Response | None, hide: Callable[[str
     envelope = _envelope(response)
     data = envelope.get("data")
     result_type = data.get("resultType") if isinstance(data, dict) else None
-    warnings = envelope.get("warnings") or ()
-    return Answer(str(result_type), result, tuple(hide(str(warning)) for warning in warnings))
+    warnings = envelope.get("warnings")
+    shown = warnings[:MOST_WARNINGS] if isinstance(warnings, list) else ()
+    return Answer(str(result_type), result, tuple(plain(hide(str(warning)), LONGEST_WARNING) for warning in shown))
 
 
 def _envelope(response: requests.Response | None) -> dict[str, Any]:
     try:
         envelope = response.json() if response is not None else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return envelope if isinstance(envelope, dict) else {}
 
@@ -262,5 +289,5 @@ def _patience(response: requests.Response) -> float | None:
         return None
     try:
         return Retry(total=0).parse_retry_after(wish)
-    except InvalidHeader:
+    except (InvalidHeader, ValueError, OverflowError):
         return None
