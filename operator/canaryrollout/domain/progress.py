@@ -174,6 +174,8 @@ def _drifted(draft: Draft) -> Decision | None:
     short = _short_of_endpoints(draft) if below else None
     if short is not None:
         return overdue(draft, short.status.message) or short
+    if below and (broken := _without_subset(draft)) is not None:
+        return broken
     if all(drift.newly_listed(draft, route) for route in off):
         names = ", ".join(route.name for route in off)
         message = f"bringing {names}, now on the list, to {record.weight} %"
@@ -362,7 +364,8 @@ def _passed(draft: Draft, judgement: Judgement) -> Decision:
         stable=judgement.stable,
         evidence=dict(judgement.evidence),
     )
-    draft.rollout(finished=(*draft.record.finished, finished), last_passed_at=case.now, awaited_seconds=0)
+    earlier = tuple(step for step in record.finished if step.weight < record.weight)  # else a raise was given up
+    draft.rollout(finished=(*earlier, finished), last_passed_at=case.now, awaited_seconds=0)
     draft.note("StepPassed", f"{record.version} passed at {record.weight} %: {judgement.message}")
     draft.update(contest=None)
     if record.weight == 100:

@@ -13,6 +13,8 @@ from canaryrollout.api.status import Phase, Target
 from canaryrollout.domain import drift, rollback, routes
 from canaryrollout.domain.decision import Decision
 from canaryrollout.domain.draft import Draft
+from canaryrollout.domain.observation import Missing, Refused
+from canaryrollout.domain.subsets import restore_lost
 
 
 def set_weights(draft: Draft, weight: int, phase: Phase, reason: str, message: str) -> Decision:
@@ -69,8 +71,22 @@ def complete(draft: Draft, target: Target) -> Decision:
     if written:
         generations = {**target.generations, **written}
         draft.rollout(target=target.model_copy(update={"generations": generations}))
+    if (waiting := _without_subset(draft)) is not None:
+        return waiting
     message = f"giving {record.version} {target.weight} %"
     return set_weights(draft, target.weight, Phase.PROGRESSING, "SettingWeight", message)
+
+
+def _without_subset(draft: Draft) -> Decision | None:
+    """Wait for the subset that the weight is for, where somebody removed it meanwhile."""
+    case, flaw = draft.case, draft.case.traffic.rule_flaw
+    if case.traffic.rule is not None:
+        return restore_lost(draft, (draft.status.stable_version or "", draft.record.version), Phase.PROGRESSING)
+    message = flaw.message if flaw is not None else "the DestinationRule has not been read yet"
+    phase, reason = Phase.PROGRESSING, "MeshUnreadable"
+    if isinstance(flaw, Missing | Refused):
+        phase, reason = Phase.BLOCKED, flaw.reason
+    return draft.move(phase, reason, message, wake_in=case.settings.retry)
 
 
 def _changed_meanwhile(draft: Draft) -> Decision:

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+from canaryrollout.api.status import Phase
+from tests.world import World
+
+
+def at(world: World, weight: int) -> World:
+    return world.run(until=lambda w: w.share("v2") == weight and w.state.rollout is not None)
+
+
+def weights(canary: int) -> Any:
+    def change(mesh: dict[str, Any]) -> None:
+        mesh["http"][0]["route"][0]["weight"], mesh["http"][0]["route"][1]["weight"] = 100 - canary, canary
+
+    return change
+
+
+def lose_subset(world: World) -> None:
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [s for s in world.rule["spec"]["subsets"] if s["name"] == "v1"]
+
+
+def mesh_writes(world: World) -> list[str]:
+    return [write for write in world.writes if "/" in write]
+
+
+def test_a_weight_is_not_set_again_before_its_subset_is_back() -> None:
+    world = at(World(), 10)
+    world.run(5)
+    world.edit("reviews", weights(0))
+    lose_subset(world)
+    before = len(mesh_writes(world))
+    world.run(60, until=lambda w: len(mesh_writes(w)) == before + 2)
+    assert mesh_writes(world)[before:] == ["AddSubset/reviews", "SetWeights/reviews"]
+    assert world.share("v2") == 10
+
+
+def test_a_raise_under_way_waits_for_a_subset_that_was_removed_meanwhile() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    lose_subset(world)
+    world.refusing = frozenset()
+    before = len(mesh_writes(world))
+    world.run(60, until=lambda w: len(mesh_writes(w)) == before + 2)
+    assert mesh_writes(world)[before:] == ["AddSubset/reviews", "SetWeights/reviews"]
+    assert world.share("v2") == 30
+
+
+def test_a_raise_under_way_waits_for_a_destination_rule_that_is_gone() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    rule, world.rule, world.refusing = world.rule, None, frozenset()
+    world.run(60)
+    assert world.phase is Phase.BLOCKED
+    assert world.reason == "DestinationRuleNotFound"
+    world.rule = rule
+    world.run(5)
+    assert world.share("v2") == 30
+
+
+def test_what_passed_stays_on_record_once_for_each_weight() -> None:
+    world = at(World(), 30)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.edit("reviews", weights(1))
+    world.refusing = frozenset()
+    world.run(until=lambda w: w.share("v2") == 50)
+    record = world.state.rollout
+    assert record is not None
+    assert [step.weight for step in record.finished] == [10, 30]
