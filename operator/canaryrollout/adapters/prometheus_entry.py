@@ -1,7 +1,8 @@
 """What is known about one request for evidence, and what is due of it.
 
 Blocks arrive in order and stay. Blocks that came with a warning are provisional: their counts may be partial, so they
-are asked for again together with the next ones, and replaced by the first answer without a warning. Times are those
+are asked for again together with the next ones, and replaced by the first answer without a warning. Where there are
+many of them only the newest are; the first answer without a warning then lets all be asked for anew. Times are those
 that callers pass; nothing here reads a clock or asks anybody.
 """
 
@@ -19,7 +20,7 @@ from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest
 MAX_BLOCKS: Final = 100
 """How many blocks one answer may bring; more are fetched one answer after the other."""
 MAX_PROVISIONAL: Final = 50
-"""How many blocks that came with a warning are kept for another try; older ones stay, with their warning."""
+"""How many blocks that came with a warning are asked for again each time; older ones wait for an answer without."""
 MAX_NOTES: Final = 3
 FIRST_RETRY: Final = timedelta(seconds=1)
 LIVE_INTERVALS: Final = 2
@@ -71,10 +72,11 @@ class Entry:
         wake: Whom to tell, as of the last asking.
         asked_at: When it was asked for last.
         own: Readings of the user's own queries.
-        blocks: Blocks that will not change.
+        blocks: Blocks that will not change; those from ``sound`` on may once no warning comes any more.
         provisional: Blocks after them that came with a warning.
         warnings: Warnings about the provisional blocks.
-        kept_warnings: Warnings about blocks that were provisional too long.
+        kept_warnings: Warnings about blocks that are not asked for again for the time being.
+        sound: How many blocks came without a warning, where there are such warnings.
         notes: Remarks on the blocks.
         error: Why the last fetch failed.
         error_since: Since when fetches fail.
@@ -92,6 +94,7 @@ class Entry:
     provisional: tuple[Block, ...] = ()
     warnings: tuple[str, ...] = ()
     kept_warnings: tuple[str, ...] = ()
+    sound: int = 0
     notes: tuple[str, ...] = ()
     error: str = ""
     error_since: datetime | None = None
@@ -190,13 +193,14 @@ class Entry:
         self.warnings = tuple(dict.fromkeys(warning for fetched in found for warning in fetched.warnings))
         if self.warnings:
             kept = max(len(blocks) - MAX_PROVISIONAL, 0)
+            self.sound = self.sound if self.kept_warnings else len(self.blocks)
             self.blocks += blocks[:kept]
             self.provisional = blocks[kept:]
             self.kept_warnings = self.warnings if kept else self.kept_warnings
             self.not_before = now + self.request.interval
         else:
-            self.blocks += blocks
-            self.provisional = ()
+            self.blocks = self.blocks[: self.sound] if self.kept_warnings else self.blocks + blocks
+            self.provisional = self.kept_warnings = ()
             self.not_before = None
         self.failures = 0
         self.error = self.edge_problem = found[-1].problem

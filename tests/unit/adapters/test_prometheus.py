@@ -245,15 +245,22 @@ async def test_partial_answers_are_shown_and_replaced(asker: Asker, stub: Stub) 
     assert evidence.warnings == ()
 
 
-async def test_partial_answers_for_ever_stay_bounded_and_warned_of(asker: Asker, stub: Stub) -> None:
+async def test_partial_answers_for_long_stay_bounded_and_heal_completely(asker: Asker, stub: Stub) -> None:
+    await asker.after(202)
     stub.reply = Mesh(envelope={"warnings": ["store b is away"]})
+    await asker.after(482)
     evidence = await asker.after((MAX_PROVISIONAL + 20) * 10 + 2)
     assert len(evidence.blocks) == MAX_PROVISIONAL + 20
-    stub.reply = Mesh()
     evidence = await asker.after((MAX_PROVISIONAL + 30) * 10 + 2)
     assert len(times(stub.asked[-1])) == MAX_PROVISIONAL + 10
     assert len(evidence.blocks) == MAX_PROVISIONAL + 30
     assert evidence.warnings == ("store b is away",)
+    stub.reply = Mesh()
+    evidence = await asker.after((MAX_PROVISIONAL + 40) * 10 + 2)
+    assert (len(evidence.blocks), evidence.warnings) == (20, ()), "what may have been partial is asked for anew"
+    evidence = await asker.after((MAX_PROVISIONAL + 40) * 10 + 2)
+    assert len(evidence.blocks) == MAX_PROVISIONAL + 40
+    assert evidence.warnings == ()
 
 
 async def test_warning_about_the_first_of_two_stretches_keeps_all_blocks_in_order(asker: Asker, stub: Stub) -> None:
