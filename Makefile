@@ -14,7 +14,7 @@ PIN := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --n
 
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup test faults test-unit test-cluster test-mesh test-node check bench bench-analysis generate lock
+.PHONY: help setup test faults test-unit test-cluster test-mesh test-node check audit bench bench-analysis generate lock
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -60,12 +60,16 @@ test-mesh: $(READY) ## Run the tests on a real mesh, one after the other
 test-node: $(READY) ## Run the tests in real Pods
 	@$(PYTEST) tests/node -v
 
-check: $(READY) ## Lint, types, import contracts, generated files
+check: $(READY) ## Lint, types, import contracts, generated files, known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "make check: run '$(BIN)/ruff format .'"; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m canaryrollout.api.crd --check
+	@$(BIN)/python -m lab.audit --lenient
+
+audit: $(READY) ## Ask whether a pinned dependency has a known vulnerability; fails where nobody can be asked
+	@$(BIN)/python -m lab.audit
 
 bench: $(READY) ## Measure what a rollout costs: counts first, then time on this machine
 	@$(BIN)/python -m bench.replay
