@@ -48,6 +48,12 @@ test: $(READY) ## Run all tests: pure ones in parallel, then those on the real A
 test-unit: $(READY) ## Run unit and property tests, in parallel
 	@$(PYTEST) tests/unit tests/property -n $(WORKERS) -q
 
+test-long: $(READY) ## Let the model of the core live through far more than `make test` has time for (an hour)
+	@MODEL_EXAMPLES=4000 MODEL_STEPS=60 $(PYTEST) tests/property/test_model.py -q --timeout 7200
+
+mutate: $(READY) ## Try small faults in the core and list in docs/mutation.md those that no test notices (an hour)
+	@$(BIN)/python -m tests.mutation --minutes $(or $(MINUTES),60)
+
 test-cluster: $(READY) ## Run the tests on a real API server
 	@$(PYTEST) tests/cluster tests/faults -m "not faults" -q
 
