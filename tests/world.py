@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
+from canaryrollout.adapters.istio_coverage import Listed, uncovered
 from canaryrollout.adapters.istio_patch import build_patch
 from canaryrollout.adapters.istio_read import read_destination_rule, read_virtual_service, subsets_named
 from canaryrollout.api.spec import CanaryRolloutSpec
@@ -134,6 +135,8 @@ class World:
         refusing: Names of objects that refuse every write of the operator.
         crash_at: Number of the write at which the operator dies.
         crash_after: Whether that write still takes effect.
+        listable: Whether VirtualServices can be listed.
+        listings: How often they were.
     """
 
     rollout: CanaryRolloutSpec = field(default_factory=spec)
@@ -164,6 +167,8 @@ class World:
     refusing: frozenset[str] = frozenset()
     failures: dict[str, Failure] = field(default_factory=dict)
     passes: int = 0
+    listable: bool = True
+    listings: int = 0
 
     def __post_init__(self) -> None:
         self.originals = copy.deepcopy((self.services, self.rule))
@@ -311,12 +316,25 @@ class World:
         else:
             rule = read_destination_rule(copy.deepcopy(self.rule), HOST, "version")
         named: dict[str, tuple[str, ...]] | None = None
+        past: tuple[str, ...] | Unreadable | None = None
         if references:
+            past = self._uncovered(rule)
+        if references and self.listable:
             named = {}
             for name, document in self.services.items():
                 for subset in subsets_named(document, HOST):
                     named[subset] = (*named.get(subset, ()), f"{NAMESPACE}/{name}")
-        return Mesh(services, rule, named)
+        return Mesh(services, rule, named, past)
+
+    def _uncovered(self, rule: Any) -> tuple[str, ...] | Unreadable | None:
+        self.listings += 1
+        if not self.listable:
+            return Unreadable("VirtualServices could not be listed")
+        if not hasattr(rule, "subsets"):
+            return None
+        routes = {ref.name: ref.routes for ref in self.rollout.istio.virtual_services}
+        subsets = {subset.name: subset.version for subset in rule.subsets}
+        return uncovered(self.services.values(), Listed(HOST, NAMESPACE, self.rollout.version, routes, subsets))
 
     def _endpoints(self) -> Endpoints | Unreadable:
         if self.ready is None:

@@ -1,7 +1,8 @@
 """The Istio side of a rollout: what its routes say now, and how they are changed.
 
 Reading costs one request for each VirtualService and one for the DestinationRule, all at once; asking for references
-adds one listing of VirtualServices. A change is one guarded patch of one object.
+adds one listing of VirtualServices, a request for every 500 of them: a rollout asks before its first step, to warn of
+callers that no listed route covers, and at its end. A change is one guarded patch of one object.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
+from canaryrollout.adapters.istio_coverage import Listed, uncovered
 from canaryrollout.adapters.istio_patch import build_patch
 from canaryrollout.adapters.istio_read import read_destination_rule, read_virtual_service, subsets_named
 from canaryrollout.adapters.kube import ApiError, Invalid, KubeClient, Resource
@@ -28,6 +30,8 @@ from canaryrollout.engine.ports import Conflict, Gone, Permit
 
 GROUP: Final = "networking.istio.io"
 PREFERRED: Final = ("v1", "v1beta1", "v1alpha3")
+LISTING_SECONDS: Final = 4.0
+"""The longest that listing VirtualServices may take: less than all of a reading, which must not fail over it."""
 
 _MeshAction = SetWeights | CleanRoutes | AddSubset | RemoveSubsets
 
@@ -68,12 +72,15 @@ class IstioRouter:
             version = await istio_version(self._client)
         except ApiError as error:
             return _nothing_readable(spec, str(error))
-        services, rule, named = await asyncio.gather(
+        services, rule, documents = await asyncio.gather(
             self._virtual_services(namespace, spec, host, version),
             self._destination_rule(namespace, spec, host, version),
-            self._references(namespace, host, version) if references else _not_asked(),
+            self._all_virtual_services(namespace, version) if references else _not_asked(),
         )
-        return Mesh(services, rule, None if named is None else _by_subset(rule, named))
+        if documents is None or isinstance(documents, Unreadable):
+            return Mesh(services, rule, uncovered=documents)
+        named = _by_subset(rule, documents, host, self._domain)
+        return Mesh(services, rule, named, self._uncovered(namespace, spec, host, rule, documents))
 
     async def apply(self, namespace: str, action: Action, permit: Permit) -> None:
         """Carry an action out in one guarded patch.
@@ -149,18 +156,29 @@ class IstioRouter:
             )
         return read_destination_rule(document, host, spec.version_label, domain=self._domain)
 
-    async def _references(self, namespace: str, host: str, version: str) -> dict[str, list[str]] | None:
-        resource = Resource(GROUP, version, "virtualservices")
+    def _uncovered(
+        self,
+        namespace: str,
+        spec: CanaryRolloutSpec,
+        host: str,
+        rule: DestinationRuleState | Missing | Refused | Unreadable,
+        documents: list[dict[str, Any]],
+    ) -> tuple[str, ...] | Unreadable | None:
+        if not isinstance(rule, DestinationRuleState):
+            return rule if isinstance(rule, Unreadable) else None
+        routes = {ref.name: ref.routes for ref in spec.istio.virtual_services}
+        subsets = {subset.name: subset.version for subset in rule.subsets}
+        listed = Listed(host, namespace, spec.version, routes, subsets, self._domain)
+        return uncovered(documents, listed, everywhere=self._cluster_wide)
+
+    async def _all_virtual_services(self, namespace: str, version: str) -> list[dict[str, Any]] | Unreadable:
         try:
-            documents = await self._listed(resource, namespace)
-        except (ApiError, Gone):
-            return None
-        named: dict[str, list[str]] = {}
-        for document in documents:
-            metadata = document["metadata"]
-            for subset in subsets_named(document, host, self._domain):
-                named.setdefault(subset, []).append(f"{metadata['namespace']}/{metadata['name']}")
-        return named
+            async with asyncio.timeout(LISTING_SECONDS):
+                return await self._listed(Resource(GROUP, version, "virtualservices"), namespace)
+        except TimeoutError:
+            return Unreadable(f"VirtualServices could not be listed within {LISTING_SECONDS:g} s")
+        except (ApiError, Gone) as error:
+            return Unreadable(str(error))
 
     async def _listed(self, resource: Resource, namespace: str) -> list[dict[str, Any]]:
         if self._cluster_wide:
@@ -178,9 +196,17 @@ async def _not_asked() -> None:
 
 
 def _by_subset(
-    rule: DestinationRuleState | Missing | Refused | Unreadable, names: Mapping[str, list[str]]
+    rule: DestinationRuleState | Missing | Refused | Unreadable,
+    documents: list[dict[str, Any]],
+    host: str,
+    domain: str,
 ) -> dict[str, tuple[str, ...]]:
     """Answer for every subset of the DestinationRule, and for those that routes name without there being one."""
+    names: dict[str, list[str]] = {}
+    for document in documents:
+        metadata = document["metadata"]
+        for subset in subsets_named(document, host, domain):
+            names.setdefault(subset, []).append(f"{metadata['namespace']}/{metadata['name']}")
     known = [subset.name for subset in rule.subsets] if isinstance(rule, DestinationRuleState) else []
     return {subset: tuple(sorted(names.get(subset, ()))) for subset in [*known, *sorted(set(names) - set(known))]}
 

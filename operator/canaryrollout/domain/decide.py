@@ -17,7 +17,7 @@ from canaryrollout.domain import drift, progress, rollback
 from canaryrollout.domain.answering import answer_command, reason_of, recent_baseline, resume_contest
 from canaryrollout.domain.cleanup import cleanup, release
 from canaryrollout.domain.decision import Decision, Event, SetFinalizer
-from canaryrollout.domain.draft import Draft, situation
+from canaryrollout.domain.draft import COVERED, Draft, situation
 from canaryrollout.domain.first_sight import blocked, first_sight
 from canaryrollout.domain.observation import Claim, Identity, Observation
 from canaryrollout.domain.prepare import prepare
@@ -91,6 +91,7 @@ def decide_invalid(status: CanaryRolloutStatus, identity: Identity, problems: Se
                 observed_generation=identity.generation,
             )
         )
+    conditions += [seen[COVERED]] if COVERED in seen else []
     changed = status.phase is not Phase.BLOCKED or status.message != message
     events = (Event("InvalidSpec", message, warning=True),) if changed else ()
     after = status.model_copy(

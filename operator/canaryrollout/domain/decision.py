@@ -150,7 +150,8 @@ class Needs:
     Attributes:
         mesh: Whether VirtualServices and DestinationRule are needed.
         scope: The spec whose objects are to be read, where they are more than the user's spec lists now; else ``None``.
-        references: Whether it is needed which VirtualServices name the host's subsets.
+        references: Whether it is needed which VirtualServices name the host's subsets, and which callers no listed
+            route covers.
         endpoints: Whether ready endpoints are needed.
         evidence: Counts of the step in force.
         opening: Counts of the moments between the write of its weight and the beginning of ``evidence``.

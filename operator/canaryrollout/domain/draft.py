@@ -34,6 +34,8 @@ from canaryrollout.domain.routes import TrafficView, view
 from canaryrollout.domain.settings import DomainSettings
 
 HISTORY_LENGTH: Final = 20
+COVERED: Final = "TrafficCovered"
+"""A condition that is found out before the first step and holds until the rollout ends."""
 _MOVING: Final = frozenset({Phase.PREPARING, Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.ROLLING_BACK})
 
 
@@ -264,7 +266,17 @@ class Draft:
             **self._conditions,
         }
         seen = {condition.type: condition for condition in self.case.seen.conditions}
-        self.update(conditions=tuple(self._condition(kind, state, seen.get(kind)) for kind, state in states.items()))
+        conditions = [self._condition(kind, state, seen.get(kind)) for kind, state in states.items()]
+        if COVERED in seen and COVERED not in states and self._same_rollout():
+            conditions.append(seen[COVERED])
+        self.update(conditions=tuple(conditions))
+
+    def _same_rollout(self) -> bool:
+        """Return whether the rollout that was under way before still is."""
+        before, after = self.case.seen.rollout, self.status.rollout
+        if before is None or after is None or after.ended_at is not None:
+            return False
+        return (before.version, before.started_at) == (after.version, after.started_at)
 
     def _condition(self, kind: str, state: tuple[str, str, str], before: Condition | None) -> Condition:
         status, reason, message = state

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from canaryrollout.api.spec import Analysis, CanaryRolloutSpec, ErrorRateGate
 from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, RolloutRecord
+from canaryrollout.domain.coverage import unanswered
 from canaryrollout.domain.decision import Needs
 from canaryrollout.domain.evidence import EvidenceRequest, OwnQuery, PreflightRequest
 from canaryrollout.domain.gates import effective_analysis
@@ -55,6 +56,7 @@ def needs(
     asking = _Asking(spec, status, record, identity, settings)
     return Needs(
         mesh=True,
+        references=not record.weight and record.target is None and unanswered(status, identity, now),
         endpoints=True,
         evidence=asking.step(),
         opening=asking.opening(),

@@ -117,11 +117,14 @@ class Mesh:
 
     ``references`` tells, for each subset of the DestinationRule, which VirtualServices that we can list name it on this
     host, whatever the weight (``namespace/name``); ``None`` when it was not asked for or could not be read.
+    ``uncovered`` says, for people, which callers meet the canary without a listed route sending them there;
+    `Unreadable` when it could not be read, ``None`` when it was not asked for or cannot be told yet.
     """
 
     virtual_services: Mapping[str, VirtualServiceState | Missing | Unreadable]
     destination_rule: DestinationRuleState | Missing | Refused | Unreadable
     references: Mapping[str, tuple[str, ...]] | None = None
+    uncovered: tuple[str, ...] | Unreadable | None = None
 
 
 @dataclass(frozen=True, slots=True)

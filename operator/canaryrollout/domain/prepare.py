@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.status import Phase
-from canaryrollout.domain import preflight, rollback, routes, steps
+from canaryrollout.domain import coverage, preflight, rollback, routes, steps
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.first_sight import blocked
@@ -28,6 +28,7 @@ def prepare(draft: Draft) -> Decision:
         return _give_up(draft)
     if case.traffic.flaws:
         return blocked(draft)
+    coverage.show(draft)
     if case.settings.lag and case.spec.analysis.provider not in case.settings.lag:
         return _unknown_provider(draft)
     if case.traffic.unreadable or case.traffic.rule is None:
