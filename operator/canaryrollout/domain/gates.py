@@ -26,7 +26,7 @@ from canaryrollout.api.status import Baseline, FinishedStep, Verdict
 from canaryrollout.domain import sequential, threshold
 from canaryrollout.domain.evidence import Block, Evidence, total
 from canaryrollout.domain.metric_gates import baselines, judge_metric
-from canaryrollout.domain.rates import beyond, rate_gates
+from canaryrollout.domain.rates import beyond, counted, counted_key, rate_gates
 from canaryrollout.domain.results import GateResult, Judgement, Sample, exact_percent, worst
 
 DEFAULT_MAX_ERROR_RATE: Final = Fraction(1, 100)
@@ -91,9 +91,11 @@ def judge(
     analysis = effective_analysis(analysis)
     blocks = evidence.blocks if evidence is not None else ()
     judged = tuple(block for block in blocks if since is None or block.start >= since)
-    remembered = dict(baselines(analysis.metrics, evidence, since))
+    remembered = {counted_key(name): what for name, what in counted(analysis).items()}
+    remembered |= baselines(analysis.metrics, evidence, since)
     results = []
-    for gate in rate_gates(analysis, judged, weight=weight, finished=finished, baseline=baseline):
+    of = _whose(evidence)
+    for gate in rate_gates(analysis, judged, weight=weight, finished=finished, baseline=baseline, of=of):
         if analysis.mode is AnalysisMode.THRESHOLD:
             results.append(threshold.judge(gate, analysis))
         else:
@@ -112,6 +114,13 @@ def judge(
         notes=evidence.notes if evidence is not None else (),
         evidence=remembered,
     )
+
+
+def _whose(evidence: Evidence | None) -> tuple[str, ...]:
+    if evidence is None:
+        return ()
+    request = evidence.request
+    return request.provider, request.host, request.stable, request.canary, request.start.isoformat()
 
 
 def _in_doubt(result: GateResult, evidence: Evidence | None) -> GateResult:

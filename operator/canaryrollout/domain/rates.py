@@ -12,7 +12,7 @@ what stable had in the steps before, and the words that both rules use. Rules th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -48,6 +48,8 @@ class RateGate:
         before: What stable had in the finished steps.
         seen: Whether the canary had any series at the end of the newest block.
         at: The end of the newest block.
+        counts: What counts as bad, as far as users can change it: evidence on one is none on another.
+        of: Whose blocks these are and since when, to tell them from those of other rollouts.
     """
 
     name: str
@@ -61,6 +63,8 @@ class RateGate:
     before: Sample
     seen: bool
     at: datetime | None
+    counts: str = ""
+    of: tuple[str, ...] = ()
     canary: Sample = field(init=False)
     now: Sample = field(init=False)
 
@@ -133,6 +137,7 @@ def rate_gates(
     weight: int,
     finished: Sequence[FinishedStep],
     baseline: Baseline | None,
+    of: tuple[str, ...] = (),
 ) -> Iterable[RateGate]:
     """Return the gates on shares of requests, with what was counted.
 
@@ -142,8 +147,9 @@ def rate_gates(
         weight: The canary's weight in percent.
         finished: The steps that passed.
         baseline: Requests that reached no version before the first step.
+        of: Whose blocks these are.
     """
-    before = total(tuple(step.stable for step in finished))
+    counts = counted(analysis)
     seen = bool(blocks) and blocks[-1].canary_seen
     at = blocks[-1].end if blocks else None
     if analysis.error_rate is not None:
@@ -163,9 +169,11 @@ def rate_gates(
             absolute_field="max",
             weight=weight,
             pairs=pairs,
-            before=_failed(before),
+            before=_before(finished, "errorRate", counts, lambda c: Sample(c.errors, c.requests)),
             seen=seen,
             at=at,
+            counts=counts["errorRate"],
+            of=of,
         )
     if analysis.latency is not None:
         yield RateGate(
@@ -177,9 +185,11 @@ def rate_gates(
             absolute_field="maxSlow",
             weight=weight,
             pairs=tuple([(b.canary.slow, b.canary.timed, b.stable.slow, b.stable.timed) for b in blocks]),
-            before=Sample(before.slow, before.timed),
+            before=_before(finished, "latency", counts, lambda c: Sample(c.slow, c.timed)),
             seen=seen,
             at=at,
+            counts=counts["latency"],
+            of=of,
         )
 
 
@@ -205,8 +215,30 @@ def _excess_by_block(blocks: Sequence[Block], baseline: Baseline | None) -> list
     return added
 
 
-def _failed(counts: Counts) -> Sample:
-    return Sample(counts.errors, counts.requests)
+def counted(analysis: Analysis) -> dict[str, str]:
+    """Return for each gate what it counts as bad, as far as users can change that, by the gate's name."""
+    found = {}
+    if analysis.error_rate is not None:
+        found["errorRate"] = "grpc " + ",".join(
+            str(status) for status in sorted(analysis.error_rate.grpc_server_faults)
+        )
+    if analysis.latency is not None:
+        found["latency"] = format_duration(analysis.latency.threshold)
+    return found
+
+
+def counted_key(gate: str) -> str:
+    """Return the key under which ``FinishedStep.evidence`` holds what a gate counted as bad."""
+    return f"{gate} counts"
+
+
+def _before(
+    finished: Sequence[FinishedStep], gate: str, counts: Mapping[str, str], sample: Callable[[Counts], Sample]
+) -> Sample:
+    """Return what stable had in the finished steps that counted the same as bad."""
+    key = counted_key(gate)
+    same = tuple(step.stable for step in finished if step.evidence.get(key, counts[gate]) == counts[gate])
+    return sample(total(same))
 
 
 def _shown(sample: Sample) -> str:

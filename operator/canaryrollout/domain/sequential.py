@@ -28,7 +28,7 @@ from canaryrollout.api.status import FinishedStep, Verdict
 from canaryrollout.domain import evalues
 from canaryrollout.domain.evalues import Wealth
 from canaryrollout.domain.intervals import ratio_upper, requests_needed, upper
-from canaryrollout.domain.rates import MIN_RELATIVE_FAILURES, Pair, RateGate
+from canaryrollout.domain.rates import MIN_RELATIVE_FAILURES, RateGate, counted_key
 from canaryrollout.domain.results import GateResult, LimitEvidence, evidence_text, exact_percent, percent
 
 _KEPT_TRAILS: Final = 4096
@@ -107,22 +107,23 @@ def _limits(gate: RateGate, carried: Mapping[str, str]) -> list[_Limit]:
     return limits
 
 
-_trails: OrderedDict[tuple[object, ...], tuple[tuple[Pair, ...], Wealth]] = OrderedDict()
-"""How far blocks were followed already. It saves work and changes no result: a trail whose blocks differ is dropped."""
+_trails: OrderedDict[tuple[object, ...], tuple[int, int, Wealth]] = OrderedDict()
+"""How far blocks were followed already: how many, a digest of them, and the state after them. It saves work and changes
+no result: a trail whose blocks differ is followed anew."""
 
 
 def _follow(gate: RateGate, start: Wealth, bound: float, *, against_stable: bool) -> Wealth:
     """Take in the gate's blocks, going on from where an earlier look at the same blocks ended."""
-    key = (gate.name, start, bound, against_stable, gate.pairs[:1])
-    known, wealth = _trails.get(key, ((), start))
-    if gate.pairs[: len(known)] != known:
-        known, wealth = (), start
-    for bad, of, stable_bad, stable_of in gate.pairs[len(known) :]:
+    key = (gate.of, gate.name, start.log_value, start.weights, bound, against_stable, gate.pairs[:1])
+    count, digest, wealth = _trails.get(key, (0, hash(()), start))
+    if len(gate.pairs) < count or hash(gate.pairs[:count]) != digest:
+        count, wealth = 0, start
+    for bad, of, stable_bad, stable_of in gate.pairs[count:]:
         if against_stable:
             wealth = evalues.relative(wealth, (bad, of), (stable_bad, stable_of), bound)
         else:
             wealth = evalues.absolute(wealth, bad, of, bound)
-    _trails[key] = gate.pairs, wealth
+    _trails[key] = len(gate.pairs), hash(gate.pairs), wealth
     _trails.move_to_end(key)
     if len(_trails) > _KEPT_TRAILS:
         _trails.popitem(last=False)
@@ -132,9 +133,12 @@ def _follow(gate: RateGate, start: Wealth, bound: float, *, against_stable: bool
 def _recall(gate: RateGate, text: str, carried: Mapping[str, str]) -> Wealth:
     """Return the evidence that the steps before ended with.
 
-    A limit that was changed meanwhile begins anew, and so does one whose evidence nobody can have written but a person.
+    A limit that was changed meanwhile begins anew, as does one that counts something else as bad now, and one whose
+    evidence nobody can have written but a person.
     """
     key = f"{gate.name} {text}"
+    if carried.get(counted_key(gate.name), gate.counts) != gate.counts:
+        return evalues.begin()
     try:
         value = float(carried[key])
         weights = tuple(float(part) for part in carried[f"{key} {_DISPERSION}"].split())
@@ -197,8 +201,8 @@ def _unsure(gate: RateGate, analysis: Analysis, limits: Sequence[_Limit]) -> Gat
         if relative and canary.bad < MIN_RELATIVE_FAILURES:
             continue
         bound = ratio_upper(canary, stable, confidence) if relative else upper(canary, confidence)
-        if bound <= float(limit.bound):
-            continue
+        if bound <= float(limit.bound) or (not relative and not limit.bound and not canary.bad):
+            continue  # no number of requests without a failure shows a rate of zero
         shown = percent(Fraction(bound)) if bound < 1e6 else "unknown"
         message = (
             f"{gate.finding(stable if relative else None)}: not sure yet to be within {exact_percent(limit.bound)}"

@@ -304,8 +304,8 @@ class TestRestart:
 
     def test_what_is_remembered_is_a_handful_of_numbers(self) -> None:
         texts = verdict(BOTH, evidence(*[{"canary": counts(100, 1, 100, 1), "stable": counts(900, 4, 900, 4)}] * 9))
-        assert len(texts.evidence) == 8
-        assert sum(len(text) for text in texts.evidence.values()) < 250
+        assert len(texts.evidence) == 10
+        assert sum(len(text) for text in texts.evidence.values()) < 280
 
     @given(some_blocks, st.integers(1, 99), st.integers(0, 6))
     def test_any_blocks(self, contents: list[dict[str, Any]], weight: int, cut: int) -> None:
@@ -396,9 +396,44 @@ class TestCarriedEvidence:
         judged = verdict(FULL, evidence(*[of((400, 1000, 1, 9000))] * 30))
         assert all(
             part.replace(".", "").replace("e+", "").replace("e-", "").isdigit()
-            for text in judged.evidence.values()
+            for key, text in judged.evidence.items()
             for part in text.split()
+            if not key.endswith("counts")
         )
+
+
+class TestWhatCountsAsBad:
+    """Evidence on one thing is none on another: what counts as slow, or as a failure, may be edited on the way."""
+
+    SLOW = of((0, 100, 0, 900)) | {"canary": counts(100, 0, 100, 4), "stable": counts(900, 0, 900, 9)}
+
+    @staticmethod
+    def gates(threshold: str) -> dict[str, Any]:
+        return {"latency": {"threshold": threshold, "maxSlow": "1%", "maxRelative": "150%"}}
+
+    def test_another_threshold_begins_anew(self) -> None:
+        first = verdict(self.gates("500ms"), evidence(*[self.SLOW] * 2))
+        finished = (remembered(first),)
+        same = verdict(self.gates("500ms"), evidence(), weight=30, finished=finished)
+        edited = verdict(self.gates("250ms"), evidence(), weight=30, finished=finished)
+        assert log_evidence(same, "maxSlow 1%") == pytest.approx(log_evidence(first, "maxSlow 1%"), abs=1e-4)
+        assert log_evidence(edited, "maxSlow 1%") == log_evidence(edited, "maxRelative 150%") == 0
+
+    def test_what_stable_had_above_another_threshold_is_no_limit_at_full_weight(self) -> None:
+        first = verdict(self.gates("500ms"), evidence(*[self.SLOW] * 2))
+        finished = (remembered(first).model_copy(update={"stable": counts(9000, 0, 9000, 9)}),)
+        block = {"canary": counts(1000, 0, 1000, 9)}
+        same = verdict(self.gates("500ms"), evidence(*[block] * 4), weight=100, finished=finished)
+        edited = verdict(self.gates("250ms"), evidence(*[block] * 4), weight=100, finished=finished)
+        assert same.verdict is Verdict.FAIL
+        assert edited.verdict is not Verdict.FAIL
+
+    def test_other_faults_of_grpc_begin_anew(self) -> None:
+        first = verdict(ERRORS, evidence(*[of((3, 100, 4, 900))] * 2))
+        edited = {"errorRate": {"max": "1%", "grpcServerFaults": [13]}}
+        judged = verdict(edited, evidence(), weight=30, finished=(remembered(first),))
+        assert log_evidence(first, "max 1%") > 0
+        assert log_evidence(judged, "max 1%") == 0
 
 
 class TestTrails:
