@@ -58,6 +58,7 @@ def test_a_step_costs_one_write_per_virtual_service_and_rest_costs_nothing(place
     assert [outcome for _, _, outcome in requests if outcome != "ok"] == [], "nobody else wrote"
     assert requests["virtualservices", "patch", "ok"] == 2 * len(STEPS)
     assert requests["destinationrules", "patch", "ok"] == 1, "the canary's subset"
+    assert requests["virtualservices", "list", "ok"] == 1, "to warn of callers that no listed route covers"
     assert queries >= len(STEPS)
 
     still = place.operator.figures()
