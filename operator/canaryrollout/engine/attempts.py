@@ -54,6 +54,7 @@ class Attempts:
         again: Passes in a row that asked for another one at once.
         refetch: Whether the object must be read anew before the next decision.
         offset: Wall time minus monotonic time at the last pass that ended well.
+        told: What was last said to be wrong with a status that cannot be read.
     """
 
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Attempts:
     again: int = 0
     refetch: bool = False
     offset: float | None = None
+    told: tuple[str, ...] = ()
 
     def record(self, tried: Collection[str], failed: Mapping[str, str], now: datetime) -> None:
         """Count failures of actions: one that succeeded starts anew, one that was not tried keeps its count."""
