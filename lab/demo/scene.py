@@ -168,7 +168,7 @@ def grants(namespace: str = NAMESPACE) -> tuple[dict[str, Any], ...]:
             "apiGroups": ["coordination.k8s.io"],
             "resources": ["leases"],
             "resourceNames": ["canaryrollout"],
-            "verbs": ["get", "update", "patch"],
+            "verbs": ["get", "update"],
         },
     ]
     found = []

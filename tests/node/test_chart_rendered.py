@@ -43,15 +43,14 @@ def test_the_role_holds_what_was_promised_and_no_more(renderer: Helm) -> None:
     assert rules == {
         ("canaryrollout.io", "canaryrollouts"): sorted([*READ, "patch"]),
         ("canaryrollout.io", "canaryrollouts/status"): ["patch"],
-        ("networking.istio.io", "virtualservices"): sorted([*READ, "patch"]),
-        ("networking.istio.io", "destinationrules"): sorted([*READ, "patch"]),
-        ("networking.istio.io", "workloadentries"): READ,
-        ("networking.istio.io", "serviceentries"): READ,
-        ("", "services"): READ,
-        ("", "pods"): READ,
-        ("discovery.k8s.io", "endpointslices"): READ,
-        ("", "events"): ["create"],
-        ("events.k8s.io", "events"): ["create"],
+        ("networking.istio.io", "virtualservices"): ["get", "list", "patch"],
+        ("networking.istio.io", "destinationrules"): ["get", "patch"],
+        ("networking.istio.io", "workloadentries"): ["list"],
+        ("networking.istio.io", "serviceentries"): ["list"],
+        ("", "services"): ["get"],
+        ("", "pods"): ["list"],
+        ("discovery.k8s.io", "endpointslices"): ["list"],
+        ("", "events"): ["create", "patch"],
     }
 
 
