@@ -242,7 +242,7 @@ class Counting:
         for end in job.stretch.ends:
             at, start = milliseconds_of(end), end - job.stretch.window
             rows: Sequence[Row] = timed.get(at, ()) if request.slow_above is not None else ()
-            readings.append(read_block(request, labels, start, end, own.get(at, ()), rows))
+            readings.append(read_block(request, labels, start, end, own.get(at, ()), rows, partial=bool(warnings)))
         problem = ""
         if readings[-1].lacks_edge:
             problem = job.entry.edge_problem or await self._edge_problem(request, job.stretch.ends[-1])

@@ -247,12 +247,17 @@ def _cause(error: BaseException) -> str:
         error = reason
 
 
+_INFO: Final = "PromQL info:"
+"""How remarks begin that doubt no number; some servers put them among the warnings."""
+
+
 def _answer(result: Any, response: requests.Response | None, hide: Callable[[str], str]) -> Answer:
     envelope = _envelope(response)
     data = envelope.get("data")
     result_type = data.get("resultType") if isinstance(data, dict) else None
     warnings = envelope.get("warnings")
-    shown = warnings[:MOST_WARNINGS] if isinstance(warnings, list) else ()
+    said = [warning for warning in warnings if not str(warning).startswith(_INFO)] if isinstance(warnings, list) else []
+    shown = said[:MOST_WARNINGS]
     return Answer(str(result_type), result, tuple(plain(hide(str(warning)), LONGEST_WARNING) for warning in shown))
 
 

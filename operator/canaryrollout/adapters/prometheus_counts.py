@@ -148,6 +148,7 @@ class _Reader:
     tallies: dict[str, _Tally]
     faults: frozenset[str]
     edges: frozenset[str]
+    partial: bool = False
     unreached: int = 0
     notes: list[str] = field(default_factory=list)
     timed_rows: int = 0
@@ -182,7 +183,11 @@ class _Reader:
                 tally.timed += count
 
     def _counted(self, rows: Iterable[Row]) -> Iterable[tuple[Row, int]]:
-        """Yield what each row counts; new series count nothing where the service had none before."""
+        """Yield what each row counts.
+
+        New series count nothing where the service had none before, and none in a partial answer: a series that only the
+        store for the block's end told of is old, and what it counted in its life is not of this block.
+        """
         rows = tuple(rows)
         history = any(row.labels.get(KIND) == "start" and row.value > 0 for row in rows)
         for row in rows:
@@ -194,6 +199,8 @@ class _Reader:
                 raise BadAnswer(f"{row.value:g} requests of one kind between two points in time cannot be")
             if kind == "new" and not history:
                 self._note("Prometheus had nothing on the host before: requests until its first scrape are not counted")
+                count = 0
+            if kind == "new" and self.partial:
                 count = 0
             if kind == "reset" and self.tally(row) is not None:
                 version = row.labels.get(self.labels.version, "")
@@ -214,6 +221,8 @@ def read_block(
     end: datetime,
     requests: Iterable[Row],
     durations: Iterable[Row],
+    *,
+    partial: bool = False,
 ) -> Reading:
     """Read the block between two times.
 
@@ -224,6 +233,7 @@ def read_block(
         end: The block's end, the evaluation time of both answers.
         requests: The host's rows of `requests_query` at that time.
         durations: The host's rows of `durations_query` at that time; none where latency is not judged.
+        partial: Whether the provider warned that something may be missing.
 
     Returns:
         The block and remarks on it.
@@ -236,6 +246,7 @@ def read_block(
         {version: _Tally() for version in (request.stable, request.canary)},
         faults=frozenset(str(status) for status in request.server_faults),
         edges=frozenset(edges_like(request.slow_above)) if request.slow_above is not None else frozenset(),
+        partial=partial,
     )
     reader.add_requests(requests)
     reader.add_durations(durations)

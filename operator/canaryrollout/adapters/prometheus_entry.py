@@ -116,7 +116,7 @@ class Entry:
             blocks=self.blocks + self.provisional,
             error=self.error,
             error_since=self.error_since,
-            warnings=tuple(dict.fromkeys(self.kept_warnings + self.warnings + self.own.warnings)),
+            warnings=tuple(sorted({*self.kept_warnings, *self.warnings, *self.own.warnings})),
             notes=self.notes,
             metrics=metrics,
         )
@@ -127,7 +127,7 @@ class Entry:
 
     def due(self, now: datetime, lag: timedelta) -> tuple[Stretch, ...]:
         """Return what to fetch now, oldest first; nothing while it is being fetched or after a failure of late."""
-        if self.jobs or (self.not_before is not None and now < self.not_before):
+        if self.jobs or self._pausing(now):
             return ()
         begin = self.blocks[-1].end if self.blocks else self.request.start
         at_once = max(MAX_BLOCKS >> self.failures, 1)  # a range may be too much for a server; fewer blocks are less
@@ -179,6 +179,11 @@ class Entry:
         pause = min(FIRST_RETRY * 2 ** min(self.failures, 10), max(self.request.interval, FIRST_RETRY))
         self.not_before = now + pause
         self.failures += 1
+
+    def _pausing(self, now: datetime) -> bool:
+        """Return whether to wait after a failure; a longer pause is left over from before the clock went back."""
+        longest = max(self.request.interval, FIRST_RETRY)
+        return self.not_before is not None and now < self.not_before <= now + longest
 
     def retry_now(self) -> None:
         """Forget the pause after a failure: what stood in the way is gone."""

@@ -68,6 +68,12 @@ async def test_warnings_are_kept(stub: Stub, client: PrometheusClient) -> None:
     assert (await client.at("up", T0)).warnings == ("store b is away",)
 
 
+async def test_a_remark_among_the_warnings_doubts_no_number(stub: Stub, client: PrometheusClient) -> None:
+    remark = 'PromQL info: metric might not be a counter, name does not end in _total: "x" (1:6)'
+    stub.reply = lambda _: result("vector", [], warnings=[remark, "store b is away"])
+    assert (await client.at("up", T0)).warnings == ("store b is away",)
+
+
 @pytest.mark.parametrize(
     ("reply", "outcome", "message"),
     [

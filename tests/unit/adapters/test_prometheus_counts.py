@@ -70,6 +70,14 @@ def test_no_row_is_no_data_and_a_row_of_zero_is_no_traffic() -> None:
     assert block.canary == Counts()
 
 
+def test_a_series_that_is_new_in_a_partial_answer_may_be_old() -> None:
+    rows = [START, row("v2", 5), row("v2", 4_000, "500", "new")]
+    whole = read_block(REQUEST, Labels(), T0, T0 + timedelta(seconds=10), rows, ())
+    partial = read_block(REQUEST, Labels(), T0, T0 + timedelta(seconds=10), rows, (), partial=True)
+    assert whole.block.canary == Counts(requests=4_005, errors=4_000)
+    assert partial.block.canary == Counts(requests=5)
+
+
 def test_known_new_and_reset_add_up() -> None:
     rows = [START, row("v2", 5, "500"), row("v2", 50, "500", "new"), row("v2", 7, "500", "reset")]
     reading = read(rows)
