@@ -126,6 +126,7 @@ class World:
         error_rate: Error rate by version, weight and time.
         rps: Requests per second on the host.
         away_since: Since when the provider does not answer.
+        warnings: Warnings that come with its counts.
         found: What the provider answers before the first step, as fields of `Preflight`; ``None`` while it has not
             answered yet.
         restarted: Whether the operator has just started, and has no evidence at hand.
@@ -147,6 +148,7 @@ class World:
     rps: int = 100
     away_since: datetime | None = None
     found: dict[str, Any] | None = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     restarted: bool = False
     canary_seen: bool = True
     skews: list[tuple[datetime, int | None]] = field(default_factory=list)
@@ -355,7 +357,7 @@ class World:
         }
         if self.away_since is not None and (request.until is None or not blocks):
             return Evidence(request, tuple(blocks), "connection refused", self.away_since, metrics=metrics)
-        return Evidence(request, tuple(blocks), metrics=metrics)
+        return Evidence(request, tuple(blocks), warnings=self.warnings, metrics=metrics)
 
     def _reading(self, name: str, at: datetime) -> MetricReading:
         value = self.metric(name, at)

@@ -98,6 +98,10 @@ def _measure(draft: Draft) -> Decision | None:
     if evidence is None or not evidence.blocks:
         message = f"asking provider {case.spec.analysis.provider} for requests before the first step"
         return draft.move(Phase.PREPARING, "AwaitingBaseline", message, wake_in=case.settings.retry)
+    if evidence.warnings:
+        message = f"requests before the first step may be known in part only: {'; '.join(evidence.warnings)}"
+        draft.condition(HEALTHY, "False", "PartialData", message)
+        return draft.move(Phase.PREPARING, "PartialData", message, wake_in=case.settings.retry)
     block = evidence.blocks[-1]
     seconds = round((block.end - block.start).total_seconds())
     draft.rollout(baseline=Baseline(seconds=seconds, unreached=block.unreached))

@@ -120,6 +120,13 @@ class TestSilence:
         world.found = {"warnings": ("store eu-1 is away",)}
         assert world.run(5).share("v2") == 10
 
+    def test_a_level_that_is_known_in_part_is_none_to_compare_with(self) -> None:
+        world = World(warnings=("store eu-1 is away",)).run(60)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.PREPARING, "PartialData", 0)
+        assert "requests before the first step" in world.state.message
+        world.warnings = ()
+        assert world.run(5).share("v2") == 10
+
     def test_a_corrected_spec_is_asked_about_anew(self) -> None:
         analysis = {"interval": "10s", "minRequests": 100, "latency": {"threshold": "300ms", "maxSlow": "1%"}}
         world = World(rollout=spec(analysis=analysis), found={"edge_problem": EDGE}).run(60)
