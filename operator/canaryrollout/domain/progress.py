@@ -174,7 +174,8 @@ def _drifted(draft: Draft) -> Decision | None:
     short = _short_of_endpoints(draft) if below else None
     if short is not None:
         return overdue(draft, short.status.message) or short
-    if below and (broken := _without_subset(draft)) is not None:
+    rising = any(route.weight_of(record.version) < record.weight for route in off)
+    if rising and (broken := _without_subset(draft)) is not None:
         return broken
     if all(drift.newly_listed(draft, route) for route in off):
         names = ", ".join(route.name for route in off)

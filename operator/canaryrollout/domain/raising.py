@@ -38,7 +38,7 @@ def stop_waiting(draft: Draft) -> None:
     """End the wait for a person; its time does not count against the deadline."""
     record = draft.record
     if record.awaiting_since is not None:
-        waited = round((draft.case.now - record.awaiting_since).total_seconds())
+        waited = max(0, round((draft.case.now - record.awaiting_since).total_seconds()))  # less if the clock was set
         draft.rollout(awaiting_since=None, awaited_seconds=record.awaited_seconds + waited)
 
 

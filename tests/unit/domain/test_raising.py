@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from canaryrollout.api.status import Phase
-from tests.world import World
+from tests.world import World, spec
 
 
 def at(world: World, weight: int) -> World:
@@ -72,3 +73,16 @@ def test_what_passed_stays_on_record_once_for_each_weight() -> None:
     record = world.state.rollout
     assert record is not None
     assert [step.weight for step in record.finished] == [10, 30]
+
+
+def test_a_clock_set_back_while_a_person_is_awaited_leaves_a_status_that_can_be_read() -> None:
+    world = World(rollout=spec(steps=[{"weight": 10, "approval": "Required"}, {"weight": 100}]))
+    world.run(300, until=lambda w: w.reason == "AwaitingApproval")
+    world.now -= timedelta(minutes=3)
+    world.command = "approve/v2/1"
+    for _ in range(2):
+        world.step()
+    record = world.state.rollout
+    assert record is not None
+    assert record.awaiting_since is None
+    assert record.awaited_seconds == 0
