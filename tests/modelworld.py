@@ -250,6 +250,7 @@ class ModelWorld(World):
         """Set the operator's clock."""
         self.now += by
         self.skew += by
+        self.unseen_jump = self.unseen_jump or self.offset is None
 
     def arm(self, writes: int, *, after: bool) -> None:
         """Let the operator die at one of its next writes."""

@@ -126,6 +126,10 @@ class Promises:
         ledger = self.ledger
         if world.unseen_jump or world._clock_step():
             ledger.jumped = True
+        command = after.last_command
+        accepted = command is not None and command != seen.last_command and command.result == "accepted"
+        if accepted:
+            self.reassertions = 0
         record = after.rollout
         if record is None:
             return
@@ -138,11 +142,8 @@ class Promises:
         before = seen.rollout
         if before is not None and before.weight != record.weight:
             ledger.weight_since = world.real
-        command = after.last_command
-        if command is not None and command != seen.last_command and command.result == "accepted":
-            self.reassertions = 0
-            if command.command.startswith("approve/"):
-                ledger.approved.add(record.weight)
+        if accepted and command is not None and command.command.startswith("approve/"):
+            ledger.approved.add(record.weight)
 
     def _readable(self, decision: Decision) -> None:
         after = decision.status
@@ -265,7 +266,8 @@ class Promises:
                 held = answer is not None and not answer.error and not answer.edge_problem and not answer.refused
                 promise("no first weight without a provider that can judge it", held, answer)
         self.ledger.granted = record.target.weight
-        self.ledger.passed_at = world.real
+        if record.weight:
+            self.ledger.passed_at = world.real
 
     def _ready_for_more(self, world: ModelWorld, saw: Observation, after: CanaryRolloutStatus) -> None:
         record = after.rollout

@@ -87,9 +87,16 @@ class Life(RuleBasedStateMachine):
         shape=st.sampled_from(["one", "weightless", "plain", "split"]),
         steps=st.sampled_from(LADDERS),
         analysis=st.sampled_from(ANALYSES),
+        undisturbed=st.integers(0, 90),
     )
     def begin(
-        self, both: bool, subsets: tuple[str, ...], shape: str, steps: list[dict[str, Any]], analysis: dict[str, Any]
+        self,
+        both: bool,
+        subsets: tuple[str, ...],
+        shape: str,
+        steps: list[dict[str, Any]],
+        analysis: dict[str, Any],
+        undisturbed: int,
     ) -> None:
         routes = {
             "one": [destination("v1", 100), {"destination": {"host": "ratings"}, "weight": 0}],
@@ -111,6 +118,7 @@ class Life(RuleBasedStateMachine):
         )
         self.token = 0
         self.shape = shape
+        self.world.pass_time(undisturbed)
 
     # -- users ------------------------------------------------------------------------------------------------------
 
@@ -342,9 +350,14 @@ class Life(RuleBasedStateMachine):
         self.world.ready = ready
         self.world.pass_time(then)
 
+    @rule(then=st.integers(5, 40))
+    def all_is_well_again(self, then: int) -> None:
+        make_well(self.world)
+        self.world.pass_time(then)
+
     @rule(then=passes)
-    def all_is_ready(self, then: int) -> None:
-        self.world.ready = {"v1": 2, "v2": 2, "v3": 2}
+    def endpoints_and_api_server_are_well_again(self, then: int) -> None:
+        self.world.ready, self.world.api = {"v1": 2, "v2": 2, "v3": 2}, True
         self.world.pass_time(then)
 
     @rule(writes=st.integers(1, 6), after=st.booleans(), then=st.integers(4, 20))
@@ -394,11 +407,12 @@ class Life(RuleBasedStateMachine):
         probe = copy.deepcopy(self.world)
         make_well(probe)
         probe.deleting = True
-        before = probe.state.stable_version
+        before, under_way = probe.state.stable_version, probe.state.rollout
+        under_way = under_way if under_way is not None and under_way.ended_at is None else None
         probe.run(900)
         promise("a deleted object is released in bounded time", not probe.finalizer, (probe.phase, probe.reason))
-        if before is not None and movable(probe) and probe.state.rollout is None and self.shape != "plain":
-            shared = shares(probe, before)
+        if under_way is not None and movable(probe) and probe.state.rollout is None and self.shape != "plain":
+            shared = shares(probe, before or "")
             promise("deletion ends on stable", all(share == 100 for share in shared) or self._others_decide(probe))
 
     @staticmethod
