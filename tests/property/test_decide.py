@@ -329,6 +329,7 @@ HAPPENINGS: dict[str, Callable[[World], None]] = {
     "rule back": _rule_back,
     "subset gone": _subset_gone,
     "split three ways": _split([("v1", 50), ("v2", 30), ("v3", 20)]),
+    "a person sends all to v1": _split([("v1", 100)]),
     "a person sends all to v2": _split([("v1", 0), ("v2", 100)]),
     "nonsense": _have("command", "make it so"),
     "errors": _have("error_rate", lambda version, weight, at: 0.05 if version != "v1" else 0.0),
@@ -364,7 +365,7 @@ def test_whatever_happens_promises_hold_and_it_comes_to_an_end(
     ):
         HAPPENINGS[calm](world)
     if len([d for d in world.services["reviews"]["spec"]["http"][0]["route"] if d.get("weight")]) > 2:
-        HAPPENINGS["a person sends all to v2"](world)
+        HAPPENINGS["a person sends all to v1"](world)
     world.run(4 * 3600)
     assert world.phase in (Phase.STABLE, Phase.ROLLED_BACK, Phase.BLOCKED)
     if world.phase is Phase.BLOCKED:

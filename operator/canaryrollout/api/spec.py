@@ -256,8 +256,8 @@ class MetricGate(ApiModel):
             cel="has(self.max) || has(self.min) || has(self.maxRelative) || has(self.maxIncrease)",
             message="must have a limit: set max, min, maxRelative (such as 120%) or maxIncrease; numbers are decimals "
             "in quotes such as '5'",
-            holds=lambda gate: (
-                any(limit is not None for limit in (gate.max, gate.min, gate.max_relative, gate.max_increase))
+            holds=lambda gate: any(
+                limit is not None for limit in (gate.max, gate.min, gate.max_relative, gate.max_increase)
             ),
         ),
         Rule(

@@ -40,7 +40,7 @@ def proceed(draft: Draft) -> Decision:
         return _withheld(draft, record.explanation)
     if any(draft.case.traffic.weights_of(record.version)):
         return _lower(draft)
-    stuck = [f for f in draft.case.traffic.flaws if isinstance(f, Refused) and _names(draft, f, record.version)]
+    stuck = [f for f in draft.case.traffic.flaws if isinstance(f, Refused) and _may_serve(draft, f, record.version)]
     if stuck:
         return draft.move(
             Phase.BLOCKED,
@@ -87,10 +87,11 @@ def _lower(draft: Draft) -> Decision:
     )
 
 
-def _names(draft: Draft, flaw: Refused, version: str) -> bool:
-    """Return whether a route that cannot be moved sends requests to a version."""
+def _may_serve(draft: Draft, flaw: Refused, version: str) -> bool:
+    """Return whether a route that cannot be moved sends requests to a version, as far as its subset is known."""
     subset = draft.subsets().get(version)
-    return any(d.weight and d.subset == subset for d in flaw.destinations)
+    others = {name for other, name in draft.subsets().items() if other != version}
+    return any(d.weight and (d.subset not in others if subset is None else d.subset == subset) for d in flaw.destinations)
 
 
 def _nowhere_to_go(draft: Draft) -> bool:

@@ -113,9 +113,7 @@ def test_views_of_an_object_are_read_like_the_object() -> None:
 
     read = read_rollout(MappingProxyType({"metadata": MappingProxyType({"namespace": "shop"}), "spec": spec}))
 
-    assert read.problems == (
-        "spec.hold is {a: 1}: must be a duration, such as 30s, 2m, 1h30m or 500ms",
-    )
+    assert read.problems == ("spec.hold is {a: 1}: must be a duration, such as 30s, 2m, 1h30m or 500ms",)
 
 
 JSON = st.recursive(

@@ -99,8 +99,9 @@ def test_answers_that_may_be_partial_are_not_silence(metrics: list[dict[str, str
         rollout=spec(analysis=analysis, progressDeadline="1h"),
         canary_seen=bool(metrics),
         metric=lambda name, at: None,
-        warnings=("store b is away",),
     )
+    world.run(120, until=lambda world: world.share("v2") == 10)
+    world.warnings = ("store b is away",)
     world.run(600)
     assert (world.phase, world.share("v2")) == (Phase.PROGRESSING, 10)
     world.warnings = ()

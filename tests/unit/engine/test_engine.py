@@ -93,7 +93,7 @@ async def test_a_follower_takes_in_and_does_nothing(world: World) -> None:
 
 
 async def test_what_a_watch_has_missed_is_found_by_the_list(world: World) -> None:
-    change = Change(kind=ChangeKind.SUBSET, object="DestinationRule/reviews", subset="v2", version="v2")
+    change = Change(kind=ChangeKind.SUBSET, object="reviews", subset="v2", version="v2")
     a = rollout("a")
     a = world.put(replace(a, status=a.status.model_copy(update={"changes": (change,)})))
     async with Running(engine(world, keep, settings=EngineSettings(workers=4, sweep=120))) as subject:
@@ -117,7 +117,7 @@ async def test_a_list_that_fails_makes_nobody_forget(world: World) -> None:
 
 
 async def test_a_deleted_rollout_says_what_stays_and_is_forgotten(world: World) -> None:
-    change = Change(kind=ChangeKind.DESTINATION, object="VirtualService/reviews", route="primary", subset="v2")
+    change = Change(kind=ChangeKind.DESTINATION, object="reviews", route="primary", subset="v2")
     async with Running(engine(world, keep)) as subject:
         known = world.put(rollout())
         subject.seen(known)

@@ -131,14 +131,14 @@ def test_a_sweep_finds_what_nobody_has_seen_since(registry: Registry) -> None:
 
 
 def test_what_stays_behind_is_remembered_for_the_event(registry: Registry) -> None:
-    change = Change(kind=ChangeKind.SUBSET, object="DestinationRule/reviews", subset="v2", version="v2")
+    change = Change(kind=ChangeKind.SUBSET, object="reviews", subset="v2", version="v2")
     known = rollout()
     registry.apply(replace(known, status=known.status.model_copy(update={"changes": (change,)})))
     entry, _ = registry.forget(KEY)
     assert entry is not None
     assert entry.left is not None
     assert entry.left.reason == "LeftInPlace"
-    assert "subset v2 in DestinationRule/reviews" in entry.left.message
+    assert "subset v2 in reviews" in entry.left.message
 
 
 def test_a_blocked_rollout_holds_its_host_only_if_its_change_was_begun() -> None:

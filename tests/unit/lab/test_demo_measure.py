@@ -24,6 +24,9 @@ from lab.demo.measure import (
 from lab.demo.watch import DESTINATION_RULE, ROLLOUT, VIRTUAL_SERVICE, Seen
 from lab.loadreport import Record
 
+START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+"""Times below are told in seconds from here."""
+
 HOST = "reviews.shop.svc.cluster.local"
 ROUTING = Routing(HOST, {"a": ("primary",), "b": ()})
 
@@ -44,9 +47,9 @@ def virtual_service(name: str, canary: int | None, *, timeout: str = "10s") -> d
 
 
 def rollout(weight: int, in_effect_at: float | None = None, **status: Any) -> dict[str, Any]:
-    record: dict[str, Any] = {"version": "v2", "startedAt": "1970-01-01T00:00:00Z", "weight": weight}
+    record: dict[str, Any] = {"version": "v2", "startedAt": "2026-01-01T00:00:00Z", "weight": weight}
     if in_effect_at is not None:
-        record["inEffectAt"] = datetime.fromtimestamp(in_effect_at, UTC).isoformat()
+        record["inEffectAt"] = datetime.fromtimestamp(START + in_effect_at, UTC).isoformat()
     return {
         "metadata": {"name": "reviews", "namespace": "shop"},
         "status": {"subsets": {"v1": "v1", "v2": "v2"}, "rollout": record, **status},
@@ -55,7 +58,7 @@ def rollout(weight: int, in_effect_at: float | None = None, **status: Any) -> di
 
 def notes(*entries: tuple[float, dict[str, Any]]) -> list[Seen]:
     return [
-        Seen(at, document.get("kind", ROLLOUT), document["metadata"]["name"], version, document)
+        Seen(START + at, document.get("kind", ROLLOUT), document["metadata"]["name"], version, document)
         for version, (at, document) in enumerate(entries)
     ]
 
@@ -75,12 +78,17 @@ HISTORY = notes(
 )
 
 
+def since(at: float | None) -> float | None:
+    """Seconds from the start, without what a float of today's size cannot hold."""
+    return None if at is None else round(at - START, 3)
+
+
 def record(sent: float, version: str | None, status: int = 200, reason: str = "", flags: str = "") -> Record:
-    return Record(sent, sent + 0.01, version, status, reason, flags)
+    return Record(START + sent, START + sent + 0.01, version, status, reason, flags)
 
 
 def test_the_timeline_tells_each_change_of_weight_on_every_virtual_service() -> None:
-    assert list(timeline(HISTORY, ROUTING, "v2")) == [
+    assert [(since(at), weights) for at, weights in timeline(HISTORY, ROUTING, "v2")] == [
         (0.0, {"a": 0, "b": 0}),
         (10.0, {"a": 10, "b": 0}),
         (10.1, {"a": 10, "b": 10}),
@@ -102,8 +110,10 @@ def test_steps_count_what_was_sent_between_in_effect_and_the_next_write() -> Non
         record(25.0, "v2"),
         record(30.0, "v2"),
     ]
-    steps = steps_of(HISTORY, ROUTING, "v2", 40.0, records)
-    assert [(s.weight, s.written_at, s.in_effect_at, s.until, s.requests, s.canary) for s in steps] == [
+    steps = steps_of(HISTORY, ROUTING, "v2", START + 40.0, records)
+    assert [
+        (s.weight, since(s.written_at), since(s.in_effect_at), since(s.until), s.requests, s.canary) for s in steps
+    ] == [
         (10, 10.1, 11.0, 20.0, 3, 1),
         (30, 20.1, 21.0, 30.0, 1, 1),
     ]
@@ -111,28 +121,28 @@ def test_steps_count_what_was_sent_between_in_effect_and_the_next_write() -> Non
 
 def test_a_step_that_was_never_in_effect_has_no_requests() -> None:
     seen = [each for each in HISTORY if each.kind == VIRTUAL_SERVICE]
-    steps = steps_of(seen, ROUTING, "v2", 40.0, [record(15.0, "v2")])
+    steps = steps_of(seen, ROUTING, "v2", START + 40.0, [record(15.0, "v2")])
     assert [(step.weight, step.in_effect_at, step.requests) for step in steps] == [(10, None, 0), (30, None, 0)]
 
 
 def test_the_last_step_ends_with_the_rollout() -> None:
-    assert steps_of(HISTORY[:9], ROUTING, "v2", 40.0, [])[-1].until == 40.0
+    assert steps_of(HISTORY[:9], ROUTING, "v2", START + 40.0, [])[-1].until == START + 40.0
 
 
 def test_weight_zero_is_when_the_last_virtual_service_shows_it() -> None:
-    breach = breach_of(HISTORY, ROUTING, "v2", (28.0, "failed"))
-    assert breach.zero_at == 30.2
+    breach = breach_of(HISTORY, ROUTING, "v2", (START + 28.0, "failed"))
+    assert since(breach.zero_at) == 30.2
     assert breach.seconds == pytest.approx(2.2)
 
 
 @pytest.mark.parametrize("until", [9, 10])
 def test_weight_zero_is_not_seen_while_one_virtual_service_has_weight(until: int) -> None:
-    assert breach_of(HISTORY[:until], ROUTING, "v2", (28.0, "failed")).seconds is None
+    assert breach_of(HISTORY[:until], ROUTING, "v2", (START + 28.0, "failed")).seconds is None
 
 
 def test_weight_zero_counts_only_as_long_as_it_lasts() -> None:
     seen = [*HISTORY, *notes((33.0, virtual_service("a", 10)), (35.0, virtual_service("a", 0)))]
-    assert breach_of(seen, ROUTING, "v2", (28.0, "failed")).zero_at == 35.0
+    assert since(breach_of(seen, ROUTING, "v2", (START + 28.0, "failed")).zero_at) == 35.0
 
 
 def test_requests_are_sorted_by_what_became_of_them() -> None:
@@ -192,7 +202,7 @@ def test_objects_differ_by_what_is_not_recorded_only() -> None:
         (1.0, rollout(0, changes=CHANGES)),
         (2.0, virtual_service("a", 10, timeout="5s")),
     )
-    (facts,) = objects_of(seen, originals_of(seen), HOST, 0.5)
+    (facts,) = objects_of(seen, originals_of(seen), HOST, START + 0.5)
     assert [line.strip() for line in facts.diff] == ["-    timeout: 10s", "+    timeout: 5s"]
     assert any("subset: v2" in line for line in facts.altered)
     assert facts.writes == 1
