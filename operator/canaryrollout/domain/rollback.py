@@ -90,8 +90,10 @@ def _lower(draft: Draft) -> Decision:
 def _may_serve(draft: Draft, flaw: Refused, version: str) -> bool:
     """Return whether a route that cannot be moved sends requests to a version, as far as its subset is known."""
     subset = draft.subsets().get(version)
-    others = {name for other, name in draft.subsets().items() if other != version}
-    return any(d.weight and (d.subset not in others if subset is None else d.subset == subset) for d in flaw.destinations)
+    served = {d.subset for d in flaw.destinations if d.weight}
+    if subset is not None:
+        return subset in served
+    return bool(served - {name for other, name in draft.subsets().items() if other != version})
 
 
 def _nowhere_to_go(draft: Draft) -> bool:
