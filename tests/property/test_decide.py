@@ -378,6 +378,20 @@ def test_whatever_happens_promises_hold_and_it_comes_to_an_end(
         assert world.share(world.state.stable_version or "") == 100
 
 
+def test_a_rollout_whose_subset_nobody_knows_is_not_said_to_be_taken_back() -> None:
+    world = Watched()
+    story = ((3, "subset gone"), (1, "rule gone"), (1, "API server away"), (1, "split three ways"), (1, "subset gone"))
+    for passes, happening in story:
+        HAPPENINGS[happening](world)
+        _pass(world, passes)
+    HAPPENINGS["API server back"](world)
+    world.run(3600)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "TooManyDestinations")
+    HAPPENINGS["a person sends all to v1"](world)
+    world.run(60)
+    assert (world.phase, world.share("v1")) == (Phase.ROLLED_BACK, 100)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(passes=st.integers(0, 60), happening=st.sampled_from(sorted(HAPPENINGS)))
 def test_the_same_input_has_the_same_answer(passes: int, happening: str) -> None:

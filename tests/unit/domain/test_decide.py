@@ -392,19 +392,6 @@ class TestMeshTrouble:
         assert world.phase is Phase.ROLLED_BACK
         assert world.share("v2") == 0
 
-    def test_a_canary_without_a_known_subset_is_not_called_rolled_back_either(self) -> None:
-        world = World()
-        world.run(1)
-        world.rule = destination_rule("v1")
-        split = [destination("v1", 50), destination("v2", 30), destination("v3", 20)]
-        world.edit("reviews", lambda mesh: mesh["http"][0].update(route=split))
-        world.command = "abort/v2/1"
-        world.run(60)
-        assert (world.phase, world.reason) == (Phase.BLOCKED, "TooManyDestinations")
-        world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 100)]))
-        world.run(60)
-        assert world.phase is Phase.ROLLED_BACK
-
     def test_a_canary_is_judged_while_its_raise_is_stuck(self) -> None:
         names = ("gateway", "reviews")
         routing = {"virtualServices": [{"name": name} for name in names], "destinationRule": {"name": "reviews"}}
