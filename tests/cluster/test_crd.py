@@ -286,7 +286,7 @@ def test_kubectl_get_shows_the_columns_of_the_design(cluster: Lab, objects: Obje
 
     assert head.split() == ["NAME", "PHASE", "STEP", "WEIGHT", "STABLE", "CANARY", "VERDICT", "AGE"]
     assert row.split()[:-1] == ["columns", "Progressing", "2/4", "30", "v1", "v2", "Pass"]
-    assert wide_head.split() == [*head.split(), "MESSAGE"]
+    assert wide_head.split() == [*head.split(), "EVIDENCE", "MESSAGE"]
     assert wide_row.endswith("v2 at 30 %: 512 requests, 0 errors")
 
 

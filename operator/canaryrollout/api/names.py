@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from canaryrollout.api.rules import matching
+from canaryrollout.api.rules import Rule, matching
 
 ObjectName = Annotated[
     str,
@@ -42,6 +42,11 @@ MetricName = Annotated[
     matching(
         r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
         "must be a name of lower case letters, digits and dashes, such as checkout-failures",
+    ),
+    Rule(
+        cel="!(self in ['errorRate', 'latency'])",
+        message="must not be the name of a built-in gate; choose another",
+        holds=lambda name: name not in {"errorRate", "latency"},
     ),
 ]
 Version = Annotated[

@@ -29,7 +29,6 @@ _LONGEST_VALUE: Final = 200
 _WIDEST: Final = 20
 _DEEPEST: Final = 5
 _CUT: Final = "..."
-_BUILT_IN: Final = frozenset({"errorRate", "latency"})
 
 
 def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
@@ -47,7 +46,6 @@ def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
         *_duplicates(spec),
         *_host_problems(spec.host, namespace),
         *_invisible(spec),
-        *_taken_names(spec),
     )
     if not found:
         return ()
@@ -173,13 +171,6 @@ def _invisible(spec: CanaryRolloutSpec) -> Iterator[Problem]:
             if not is_plain(route):
                 path = f"spec.istio.virtualServices[{index}].routes[{number}]"
                 yield path, "must be of printable characters only; rename the route in the VirtualService"
-
-
-def _taken_names(spec: CanaryRolloutSpec) -> Iterator[Problem]:
-    """Find metrics that are named like a built-in gate: status tells gates apart by name."""
-    for index, metric in enumerate(spec.analysis.metrics):
-        if metric.name in _BUILT_IN:
-            yield f"spec.analysis.metrics[{index}].name", "is the name of a built-in gate; choose another"
 
 
 def _host_problems(host: str, namespace: str) -> Iterator[Problem]:

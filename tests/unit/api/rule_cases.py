@@ -235,6 +235,12 @@ CASES: tuple[RuleCase, ...] = (
         ({"threshold": "1s"},),
     ),
     RuleCase("spec.analysis.metrics[0].name", "must be a name of lower case", ("a", "x-1"), ("", "A", "a b", "a_b")),
+    RuleCase(
+        "spec.analysis.metrics[0].name",
+        "must not be the name of a built-in gate",
+        ("latency-p99", "late", "error-rate", "errorrate"),
+        ("latency", "errorRate"),
+    ),
     RuleCase("spec.analysis.metrics[0].max", "must be a decimal number in quotes", ("5", "0.25", "-0.5"), _NO_DECIMALS),
     RuleCase("spec.analysis.metrics[1].min", "must be a decimal number in quotes", _DECIMALS, _NO_DECIMALS),
     RuleCase("spec.analysis.metrics[1].maxRelative", "must be a percentage of what the stable", _RATIOS, _NO_RATIOS),

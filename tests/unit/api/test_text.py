@@ -142,7 +142,9 @@ def test_a_metric_cannot_take_the_name_of_a_built_in_gate() -> None:
         }
     )
     (problem,) = problems(spec, "shop")
-    assert problem == "spec.analysis.metrics[0].name is 'latency': is the name of a built-in gate; choose another"
+    assert (
+        problem == "spec.analysis.metrics[0].name is 'latency': must not be the name of a built-in gate; choose another"
+    )
 
 
 @pytest.fixture
