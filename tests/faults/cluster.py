@@ -49,6 +49,10 @@ class Cluster:
         headers = {"Content-Type": "application/merge-patch+json"}
         self._ask("PATCH", f"{self._path(kind, namespace)}/{name}", data=json.dumps(patch), headers=headers)
 
+    def delete(self, kind: Kind, namespace: str, name: str) -> None:
+        """Delete an object."""
+        self._ask("DELETE", f"{self._path(kind, namespace)}/{name}")
+
     def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any]:
         """Read an object."""
         found: dict[str, Any] = self._ask("GET", f"{self._path(kind, namespace)}/{name}").json()

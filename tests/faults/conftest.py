@@ -13,7 +13,7 @@ from lab.demo.scene import grants
 from lab.mesh import Lab
 from lab.paths import REPO_DIR
 from tests.faults.cluster import VIRTUAL_SERVICES, Cluster, Document, Kind, Witness
-from tests.faults.life import Ground, host_of, shares
+from tests.faults.life import NAME, Ground, host_of, shares
 from tests.faults.traffic import running_traffic
 from tests.operatorprocess import NAMESPACE, definition
 
@@ -42,7 +42,7 @@ def ground(apiserver: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with running_traffic() as traffic:
 
         def follow(kind: Kind, document: Document) -> None:
-            if kind == VIRTUAL_SERVICES:
+            if kind == VIRTUAL_SERVICES and document["metadata"]["name"] == NAME:
                 traffic.weigh(host_of(document["metadata"]["namespace"]), shares(document))
 
         cluster = Cluster(apiserver)

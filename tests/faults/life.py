@@ -95,6 +95,7 @@ class Life:
         proxy: What stands between its operator and the API server.
         elected: Whether its operator has to be elected, by the usual times.
         lease: Times of the election in place of the usual ones.
+        neighbors: Other rollouts of the same operator, see `neighbor`.
     """
 
     ground: Ground
@@ -105,6 +106,7 @@ class Life:
     stack: ExitStack = field(default_factory=ExitStack)
     program: Program | None = None
     starts: int = 0
+    neighbors: list[Life] = field(default_factory=list)
 
     # --- what a user does -------------------------------------------------------------------------------------------
 
@@ -137,8 +139,20 @@ class Life:
         }
         self._create(ROLLOUTS, "canaryrollout.io/v1alpha1", "CanaryRollout", NAME, fields)
 
-    def start(self) -> None:
-        """Start the operator, or start it again, and wait until it is ready."""
+    def neighbor(self) -> Life:
+        """Furnish another namespace, whose rollout the same operator serves from its next start on."""
+        life = Life(self.ground, f"life-{next(_numbers)}", self.proxy, self.elected, self.lease, self.stack)
+        life.furnish()
+        self.stack.callback(self.ground.traffic.forget, host_of(life.namespace))
+        self.neighbors.append(life)
+        return life
+
+    def start(self, **overrides: Any) -> None:
+        """Start the operator, or start it again, and wait until it is ready.
+
+        Args:
+            overrides: Top-level settings in place of the usual ones; keys of ``provider`` are those of the provider.
+        """
         self.starts += 1
         directory = self.ground.directory / self.namespace
         directory.mkdir(exist_ok=True)
@@ -148,10 +162,11 @@ class Life:
             "scrapeInterval": f"{SCRAPE_SECONDS:g}s",
             "lag": f"{LAG_SECONDS * 1000:.0f}ms",
             "timeout": "5s",
+            **overrides.pop("provider", {}),
         }
         settings = {
             "providers": {"default": provider},
-            "namespaces": [self.namespace],
+            "namespaces": [self.namespace, *(neighbor.namespace for neighbor in self.neighbors)],
             "resync": "24h",
             "sweep": "24h",
             "workers": 4,
@@ -163,11 +178,14 @@ class Life:
                 **self.lease,
             },
             "timings": TIMINGS,
+            **overrides,
         }
         config.write_text(yaml.safe_dump(settings))
         kubeconfig = self.proxy.kubeconfig(directory / "kubeconfig")
         self.program = Program(kubeconfig, "--config", str(config))
         self.stack.enter_context(self.program)
+        for neighbor in self.neighbors:
+            neighbor.program = self.program
         self.program.wait_ready()
 
     def pid(self) -> int | None:
@@ -247,7 +265,8 @@ class Life:
 
     def writes(self) -> list[Entry]:
         """Writes that the API server did, and those it was kept from; Leases are not counted."""
-        return [e for e in self.proxy.entries() if e.call.writes and not e.call.resource.startswith("leases")]
+        writes = (e for e in self.proxy.entries() if e.call.writes and e.call.namespace == self.namespace)
+        return [entry for entry in writes if not entry.call.resource.startswith("leases")]
 
     def applied(self) -> Counter[str]:
         """How many writes of each kind were done."""
