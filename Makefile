@@ -57,8 +57,9 @@ mutate: $(READY) ## Try small faults in the core and list in docs/mutation.md th
 test-cluster: $(READY) ## Run the tests on a real API server
 	@$(PYTEST) tests/cluster tests/faults -m "not faults" -q
 
-faults: $(READY) ## Run every row of the fault matrix: the operator killed at every write, and every outage of the API server
-	@$(PYTEST) tests/faults -m "cluster or faults" -v
+faults: $(READY) ## Run every row of the fault matrix, and write docs/reliability.md from what was seen
+	@status=0; $(PYTEST) tests/faults -m "cluster or faults" -v || status=$$?; \
+		$(BIN)/python -m tests.faults.report && exit $$status
 
 test-mesh: $(READY) ## Run the tests on a real mesh, one after the other
 	@$(PYTEST) tests/mesh -v
