@@ -9,6 +9,8 @@ respect it; what it had sent by then is fenced by the resourceVersion that every
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
@@ -19,6 +21,8 @@ from canaryrollout.engine.ports import Clock, Conflict, LeaseStore, NotLeading
 from canaryrollout.engine.settings import LeaseSettings
 
 RELEASED: Final = "released"
+SOON: Final = 0.25
+"""The part of the usual period that is waited after a failure, by a replica that may have the lease."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,6 +72,7 @@ class Elector:
         self._leads = False
         self._reachable = True
         self._held: tuple[str, dict[str, Any]] | None = None
+        self._last_seen: tuple[str, dict[str, Any]] | None = None
         self._observed: tuple[str, Any, Any] | None = None
         self._observed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
@@ -87,9 +92,11 @@ class Elector:
         """Campaign and renew until cancelled."""
         while True:
             started = self._clock.monotonic()
-            await self._try_once()
+            period = self._settings.retry
+            if not await self._try_once() and self._may_have_it():
+                period *= SOON * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
             elapsed = self._clock.monotonic() - started
-            await asyncio.sleep(max(0.01, self._settings.retry - elapsed))
+            await asyncio.sleep(max(0.01, period - elapsed))
 
     async def release(self) -> None:
         """Give the lease up, so that another replica takes over at its next look."""
@@ -106,7 +113,8 @@ class Elector:
         except Exception as error:  # noqa: BLE001 - others wait until it expires
             _log.warning("lease not released, it will expire", error=str(error) or type(error).__name__)
 
-    async def _try_once(self) -> None:
+    async def _try_once(self) -> bool:
+        """Campaign or renew; return whether the API server answered."""
         try:
             async with asyncio.timeout(self._settings.retry):
                 await self._acquire_or_renew()
@@ -117,10 +125,21 @@ class Elector:
             log = _log.warning if self._reachable else _log.debug  # once per outage
             log("lease not reachable", error=str(error) or type(error).__name__)
             self._reachable = False
-        else:
-            if not self._reachable:
-                _log.info("lease reachable again")
-            self._reachable = True
+            return False
+        if not self._reachable:
+            _log.info("lease reachable again")
+        self._reachable = True
+        return True
+
+    def _may_have_it(self) -> bool:
+        """Return whether the lease as last seen is this replica's, or nobody's any more.
+
+        Who waits for another's lease to expire has time. Who has lost its own in an outage keeps rollbacks waiting.
+        """
+        if self._last_seen is None:
+            return False
+        version, spec = self._last_seen
+        return spec.get("holderIdentity") in (self._identity, "", None) or self._has_expired(version, spec)
 
     async def _acquire_or_renew(self) -> None:
         found = self._held if self._leads and self._held else await self._store.read()
@@ -131,7 +150,7 @@ class Elector:
             spec = self._spec(transitions=0, acquired=None)
             self._renewed(started, await self._store.create(spec), spec)
             return
-        version, present = found
+        self._last_seen = version, present = found
         holder = present.get("holderIdentity") or ""
         transitions = int(present.get("leaseTransitions") or 0)
         if holder == self._identity:
@@ -158,14 +177,14 @@ class Elector:
         now = micro_time(self._clock.now())
         return {
             "holderIdentity": self._identity,
-            "leaseDurationSeconds": round(self._settings.duration),
+            "leaseDurationSeconds": math.ceil(self._settings.duration),
             "acquireTime": acquired or now,
             "renewTime": now,
             "leaseTransitions": transitions,
         }
 
     def _renewed(self, started: float, version: str, spec: dict[str, Any]) -> None:
-        self._held = (version, spec)
+        self._held = self._last_seen = (version, spec)
         self._write_until = started + self._settings.renew_deadline
         if self._expiry is not None:
             self._expiry.cancel()

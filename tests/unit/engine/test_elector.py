@@ -237,3 +237,43 @@ async def test_release_by_one_that_does_not_lead_touches_nothing() -> None:
 def test_lease_times_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="retry is 12 s"):
         LeaseSettings(retry=12)
+
+
+async def test_who_lost_its_lease_in_an_outage_has_it_back_within_half_a_second_of_its_end() -> None:
+    replica = Replica(Lease(), "a").start()
+    await asyncio.sleep(1)
+    replica.view.error = OSError("refused")
+    await asyncio.sleep(33.3)
+    assert not replica.elector.leads()
+    replica.view.error = None
+    await asyncio.sleep(0.51)
+    assert replica.elector.leads()
+    await replica.kill()
+
+
+async def test_an_outage_costs_the_api_server_a_few_requests_a_second_and_less_from_those_who_wait() -> None:
+    async with two_replicas() as (a, b):
+        lease = a.view.lease
+        a.view.error = OSError("refused")
+        before = lease.requests
+        await asyncio.sleep(10)
+        assert lease.requests - before <= 10 * 4 + 5 + 1, "the follower looks as ever, and sees the lease grow old"
+        b.view.error = OSError("refused")
+        before = lease.requests
+        await asyncio.sleep(100)
+        assert lease.requests - before <= 100 * (4 + 4)
+
+
+@pytest.mark.parametrize(("duration", "written"), [(2.5, 3), (4.0, 4)])
+async def test_others_respect_a_lease_for_at_least_as_long_as_its_holder_counts_on(
+    duration: float, written: int
+) -> None:
+    lease = Lease()
+    elector = Elector(
+        lease.seen_by("a"), LoopClock(), "a", LeaseSettings(duration, duration - 0.1, 0.4), lambda _: None
+    )
+    task = asyncio.create_task(elector.run())
+    await asyncio.sleep(1)
+    task.cancel()
+    assert lease.spec is not None
+    assert lease.spec["leaseDurationSeconds"] == written
