@@ -21,6 +21,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
 from prometheus_client import CollectorRegistry, Counter
 
+from canaryrollout import __version__
 from canaryrollout.adapters.kube_answers import ApiError, Invalid, outcome_of, read_answer
 from canaryrollout.api.text import plain
 from canaryrollout.engine.ports import Conflict, Gone
@@ -128,6 +129,7 @@ class KubeClient:
         on_request: RequestHook | None = None,
         field_manager: str = FIELD_MANAGER,
         timeout: ClientTimeout = TIMEOUT,
+        replica: str = "",
     ) -> None:
         """Prepare a client; nothing is sent.
 
@@ -138,10 +140,11 @@ class KubeClient:
             on_request: Called after every request.
             field_manager: Who writes, in the eyes of managedFields.
             timeout: Limit of one request.
+            replica: Name of this process; the audit log of the API server shows it.
         """
         self.field_manager = field_manager
         self._api = ApiClient(configuration)
-        self._api.user_agent = FIELD_MANAGER
+        self._api.user_agent = user_agent(replica)
         self._login = login
         self._rejected = False
         self._timeout = timeout
@@ -164,6 +167,7 @@ class KubeClient:
         on_request: RequestHook | None = None,
         field_manager: str = FIELD_MANAGER,
         connections: int = 64,
+        replica: str = "",
     ) -> KubeClient:
         """Make a client from the service account in a Pod, or from a kubeconfig elsewhere.
 
@@ -175,6 +179,7 @@ class KubeClient:
             on_request: Called after every request.
             field_manager: Who writes, in the eyes of managedFields.
             connections: How many requests may be under way at a time.
+            replica: Name of this process; the audit log of the API server shows it.
 
         Raises:
             ApiError: If neither gives credentials.
@@ -186,7 +191,9 @@ class KubeClient:
             await log_in(configuration, kubeconfig, context)
 
         await login()
-        return cls(configuration, registry, login=login, on_request=on_request, field_manager=field_manager)
+        return cls(
+            configuration, registry, login=login, on_request=on_request, field_manager=field_manager, replica=replica
+        )
 
     async def close(self) -> None:
         """Close all connections."""
@@ -396,6 +403,12 @@ _METHODS: Final = {
     "patch": "PATCH",
     "delete": "DELETE",
 }
+
+
+def user_agent(replica: str = "") -> str:
+    """Return what the API server's audit log knows a replica by: ``canaryrollout/VERSION (REPLICA)``."""
+    name = f"{FIELD_MANAGER}/{__version__}"
+    return f"{name} ({replica})" if replica else name
 
 
 async def log_in(configuration: Configuration, kubeconfig: str | None = None, context: str | None = None) -> None:

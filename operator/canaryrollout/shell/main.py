@@ -129,7 +129,11 @@ async def _assemble(settings: Settings) -> AsyncIterator[Operator]:
     identity, clock = this_replica(), SystemClock()
     telemetry = PrometheusTelemetry(registry)
     client = await KubeClient.connect(
-        registry, kubeconfig=settings.kubeconfig, context=settings.context, connections=settings.workers * 2
+        registry,
+        kubeconfig=settings.kubeconfig,
+        context=settings.context,
+        connections=settings.workers * 2,
+        replica=identity,
     )
     metrics = PrometheusSource(providers(settings.providers), registry)
     recorder = Recorder(client, clock, identity)

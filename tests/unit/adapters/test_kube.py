@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio.client import Configuration
 from prometheus_client import CollectorRegistry
 
+from canaryrollout import __version__
 from canaryrollout.adapters.kube import ApiError, Invalid, KubeClient, Request, Resource
 from canaryrollout.engine.ports import Conflict, Gone
 
@@ -94,6 +95,19 @@ async def test_a_patch_says_what_it_is_and_who_writes() -> None:
         ("POST", service, manager, "application/json"),
         ("PUT", f"{service}/x", manager, "application/json"),
     ]
+
+
+async def test_the_audit_log_can_tell_replicas_apart() -> None:
+    agents = []
+
+    async def handler(request: web.Request) -> web.Response:
+        agents.append(request.headers["user-agent"])
+        return web.json_response({"metadata": {}})
+
+    for replica in ("canaryrollout-0_4f2a", ""):
+        async with serving(handler, replica=replica) as client:
+            await client.get(SERVICES, "shop", "x")
+    assert agents == [f"canaryrollout/{__version__} (canaryrollout-0_4f2a)", f"canaryrollout/{__version__}"]
 
 
 async def test_a_list_follows_its_pages() -> None:
