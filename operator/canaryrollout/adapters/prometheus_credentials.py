@@ -13,6 +13,7 @@ import ssl
 import threading
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, quote_plus
 
 import urllib3
 from requests.adapters import HTTPAdapter
@@ -23,6 +24,11 @@ from canaryrollout.adapters.prometheus_provider import BasicAuth, Provider, Quer
 HIDDEN: Final = "***"
 _NOT_SECRET: Final = frozenset({"x-scope-orgid", "thanos-tenant"})
 """Headers that name a tenant: a server's words about one would be of no use without it."""
+_KNOWN_PARAMETERS: Final = frozenset(
+    {"dedup", "engine", "extra_filters", "extra_filters[]", "extra_label", "max_source_resolution", "nocache",
+     "partial_response", "replicaLabels[]", "storeMatch[]", "tenant"}
+)  # fmt: skip
+"""Parameters of Thanos and VictoriaMetrics that guard nothing; any other may be somebody's key."""
 _SHORTEST_SECRET: Final = 4
 """What is shorter guards nothing, and would black out words that only look alike."""
 _VALUE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
@@ -42,6 +48,13 @@ class Credentials:
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
         self._sent = threading.local()
+        self._parameters = frozenset(
+            spelling
+            for name, value in provider.query_parameters.items()
+            if name not in _KNOWN_PARAMETERS
+            for secret in ([value] if isinstance(value, str) else value)
+            for spelling in (secret, quote(secret, safe=""), quote_plus(secret))
+        )
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a request that is sent now.
@@ -63,7 +76,7 @@ class Credentials:
     def hide(self, text: str) -> str:
         """Take what is secret out of a server's words: it may repeat what this thread sent last."""
         secrets: set[str] = getattr(self._sent, "secrets", set())
-        for secret in sorted(secrets, key=len, reverse=True):
+        for secret in sorted(secrets | self._parameters, key=len, reverse=True):
             if len(secret) >= _SHORTEST_SECRET:
                 text = text.replace(secret, HIDDEN)
         return text

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,7 @@ from tests.tlsstub import Authority, TlsStub, tls_stub
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TOKEN, PASSWORD, KEY, LITERAL = "canary-token-7f3a", "canary-pass-91bd", "canary-key-4c2e", "canary-literal-08aa"
+PARAMETER = "canary/parameter 6d0e"
 
 
 @pytest.fixture
@@ -147,12 +149,13 @@ def guarded(stub: Stub, tmp_path: Path) -> Provider:
         stub.url,
         headers={"X-Literal": LITERAL, "X-Scope-OrgID": "tenant-shop"},
         header_files={"X-Api-Key": tmp_path / "key"},
+        query_parameters={"api_key": PARAMETER, "dedup": "true"},
     )
 
 
 def repeated(asked: Asked) -> str:
     names = ("Authorization", "X-Api-Key", "X-Literal", "X-Scope-OrgID")
-    return " ".join(asked.headers.get(name, "") for name in names)
+    return " ".join([*(asked.headers.get(name, "") for name in names), urlencode(asked.form), str(asked.form)])
 
 
 @pytest.mark.parametrize("way", ["bearer", "basic"])
@@ -194,7 +197,8 @@ async def test_a_server_that_repeats_credentials_does_not_make_them_known(
     assert KEY in asked.headers["X-Api-Key"], "it was sent"
     shown += [caplog.text]
     encoded = asked.headers["Authorization"].split()[1]
-    for secret in (TOKEN, PASSWORD, KEY, LITERAL, encoded):
+    assert asked.form["api_key"] == PARAMETER
+    for secret in (TOKEN, PASSWORD, KEY, LITERAL, encoded, PARAMETER, quote_plus(PARAMETER), quote(PARAMETER, safe="")):
         assert secret not in "\n".join(shown)
 
 
@@ -205,7 +209,7 @@ async def test_a_server_that_is_not_there_is_told_of_without_credentials(
     failed = await refusal(connect(provider))
     text = "".join(traceback.format_exception(failed))
     assert "refused" in text
-    for secret in (TOKEN, KEY, LITERAL):
+    for secret in (TOKEN, KEY, LITERAL, PARAMETER):
         assert secret not in text
 
 
