@@ -147,13 +147,24 @@ class Life:
         self.neighbors.append(life)
         return life
 
-    def start(self, **overrides: Any) -> None:
+    def start(self, *, environment: Mapping[str, str] | None = None, **overrides: Any) -> None:
         """Start the operator, or start it again, and wait until it is ready.
 
         Args:
+            environment: Variables beside those of this process.
             overrides: Top-level settings in place of the usual ones; keys of ``provider`` are those of the provider.
         """
         self.starts += 1
+        config = self.configure(**overrides)
+        kubeconfig = self.proxy.kubeconfig(config.with_name("kubeconfig"))
+        self.program = Program(kubeconfig, "--config", str(config), **(environment or {}))
+        self.stack.enter_context(self.program)
+        for neighbor in self.neighbors:
+            neighbor.program = self.program
+        self.program.wait_ready()
+
+    def configure(self, **overrides: Any) -> Path:
+        """Write the settings file of operators of this life, see `start`, and return its path."""
         directory = self.ground.directory / self.namespace
         directory.mkdir(exist_ok=True)
         config = directory / "settings.yaml"
@@ -181,12 +192,7 @@ class Life:
             **overrides,
         }
         config.write_text(yaml.safe_dump(settings))
-        kubeconfig = self.proxy.kubeconfig(directory / "kubeconfig")
-        self.program = Program(kubeconfig, "--config", str(config))
-        self.stack.enter_context(self.program)
-        for neighbor in self.neighbors:
-            neighbor.program = self.program
-        self.program.wait_ready()
+        return config
 
     def pid(self) -> int | None:
         """Process id of the operator."""
