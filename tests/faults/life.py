@@ -317,8 +317,8 @@ class Life:
 
     # --- promises ---------------------------------------------------------------------------------------------------
 
-    def check_raises(self) -> None:
-        """Every raise of the weight was written after the step before it had passed."""
+    def check_raises(self, on: int = 1) -> None:
+        """Every raise of the weight was written after the step before it had passed, on so many requests at least."""
         statuses = [(seen.version, self.status_of(seen.document)) for seen in self.seen(ROLLOUTS)]
         raises = [
             (new.version, shares(old.document).get("v2", 0), shares(new.document).get("v2", 0))
@@ -332,8 +332,9 @@ class Life:
                 for at, status in statuses
                 if at < version and status.rollout is not None
                 for step in status.rollout.finished
+                if step.canary.requests >= on
             }
-            assert before in passed, f"{before} -> {after} without a pass of {before}; {self.story()}"
+            assert before in passed, f"{before} -> {after} without a pass of {before} on {on} requests; {self.story()}"
 
     def check_not_repeated(self) -> None:
         """No step was begun anew, and the rollout was begun once."""

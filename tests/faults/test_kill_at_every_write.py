@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Row
-from tests.faults.life import STEPS, Ground, Life, new_life
+from tests.faults.life import ANALYSIS, STEPS, Ground, Life, new_life
 
 pytestmark = pytest.mark.cluster
 
@@ -90,7 +90,7 @@ def lived(ground: Ground, kind: str, point: Point | None = None) -> Outcome:
             life.start()
         life.until(lambda: life.ended, "end")
         life.until_quiet()
-        life.check_raises()
+        life.check_raises(on=ANALYSIS["minRequests"])
         life.check_not_repeated()
         assert life.program is not None
         errors = [line for line in life.program.log if line.get("level") in ("error", "critical", "unreadable")]
