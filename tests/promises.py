@@ -32,7 +32,7 @@ EVENT_BYTES = 1024
 SLACK = timedelta(seconds=1)
 BY_THEMSELVES = {"GateFailed", "NoData", "CanaryUnready", "DeadlineExceeded", "CanaryNotReady", "RollbackResumed"}
 BY_WISH = {"Aborted", "SpecReverted", "Superseded", "Deleted"}
-FOR_A_PERSON = {"AwaitingApproval", "Paused", "WeightContested"}
+NOT_THE_CANARYS = {"AwaitingApproval", "Paused", "WeightContested", "StableShrinking"}
 REST = (Phase.STABLE, Phase.ROLLED_BACK)
 Identity = tuple[str, str, datetime]
 
@@ -58,6 +58,8 @@ class Ledger:
         passed_at: True time of the last pass, or of the start.
         approved: Weights that a person approved.
         unready_since: True time since when every look has found the canary without endpoints.
+        unready_in_all: The same, less the moments in between in which it had some or nobody could tell.
+        ready_again: True time since when such a moment has lasted.
         lowered: Whether traffic was taken back without status knowing why.
         jumped: Whether the clock was set during this rollout.
     """
@@ -68,6 +70,8 @@ class Ledger:
     passed_at: datetime | None = None
     approved: set[int] = field(default_factory=set)
     unready_since: datetime | None = None
+    unready_in_all: datetime | None = None
+    ready_again: datetime | None = None
     lowered: bool = False
     jumped: bool = False
 
@@ -171,9 +175,9 @@ class Promises:
         under_way = record is not None and not record.reason and record.ended_at is None
         if under_way and record is not None and record.version != after.stable_version and not world.deleting:
             awaited = record.awaiting_since is not None
-            named = {ready.reason, self._reason_before} & FOR_A_PERSON or world.rollout.paused or after.contest
+            named = {ready.reason, self._reason_before} & NOT_THE_CANARYS or world.rollout.paused or after.contest
             promise("every wait but a person's has a deadline", after.deadline or awaited, ready.reason)
-            promise("only a person stops the deadline", not awaited or named, ready.reason)
+            promise("only what the canary has no part in stops the deadline", not awaited or named, ready.reason)
         promise(
             "ready means that the wanted version serves",
             ready.status != "True" or (after.stable_version == world.rollout.version and after.rollout is None),
@@ -203,7 +207,7 @@ class Promises:
                 policies = [spec.analysis.on_no_data, *(m.on_no_data for m in spec.analysis.metrics)]
                 promise(name, OnNoData.ROLLBACK in policies, reason)
             case "CanaryUnready":
-                since, grace = self.ledger.unready_since, spec.readiness.unready_grace
+                since, grace = self.ledger.unready_in_all, spec.readiness.unready_grace
                 promise(name, ready(saw, record.version) == 0, saw.endpoints)
                 long = since is not None and world.real - since >= grace - SLACK
                 promise("an unready canary has its grace", long or not grace or self.ledger.jumped, (since, world.real))
@@ -234,13 +238,18 @@ class Promises:
     ) -> None:
         ledger, before, record = self.ledger, seen.rollout, decision.status.rollout
         if before is None or record is None or record.ended_at is not None or not before.weight or before.reason:
-            ledger.unready_since = None
+            ledger.unready_since = ledger.unready_in_all = ledger.ready_again = None
             return
         count = ready(saw, before.version)
         if count != 0:
             ledger.unready_since = None
+            ledger.ready_again = ledger.ready_again or world.real
+            if count and world.real - ledger.ready_again > world.rollout.readiness.unready_grace + SLACK:
+                ledger.unready_in_all = None
             return
-        ledger.unready_since = ledger.unready_since or world.real
+        pause = world.real - ledger.ready_again if ledger.ready_again is not None else timedelta()
+        ledger.unready_in_all = (ledger.unready_in_all or world.real - pause) + pause
+        ledger.unready_since, ledger.ready_again = ledger.unready_since or world.real, None
         overdue = world.real - ledger.unready_since >= world.rollout.readiness.unready_grace + SLACK
         reason = next((c.reason for c in decision.status.conditions if c.type == "Ready"), "")
         held = record.reason or reason == "StableGone" or decision.status.stable_version == record.version

@@ -174,7 +174,8 @@ class Readiness(ApiModel):
     """Ready endpoints that the canary needs before its weight is raised: a count of 1 or more, or a percentage (1% to
     100%) of the stable version's ready endpoints, rounded up."""
     unready_grace: Annotated[Duration, between("0s", "1h", example="10s")] = timedelta(seconds=10)
-    """For how long a canary that has traffic may be without any ready endpoint, before the traffic is taken back."""
+    """For how long a canary that has traffic may be without any ready endpoint, before the traffic is taken back.
+    Moments without add up, as in a crash loop, until it has had ready endpoints for this long in one go."""
 
     def required(self, stable_ready: int) -> int:
         """Return how many ready endpoints the canary needs while stable has ``stable_ready``; at least one."""
@@ -360,7 +361,11 @@ class CanaryRolloutSpec(ApiModel):
     hold: Annotated[Duration, between("0s", "720h", example="1m")] = timedelta(minutes=1)
     """How long the canary has to keep the weight of a step that names no hold of its own."""
     readiness: Readiness = Readiness()
-    """How many ready endpoints the canary needs before it is given traffic, and for how long it may have none."""
+    """How many ready endpoints the canary needs before it is given traffic, and for how long it may have none. The
+    stable version has no settings: while it has lost half of its ready endpoints or more, and has fewer than its share
+    of the traffic needs, the weight is not raised (StableShrinking). That ends when they are back, or after 5 minutes
+    (timings.stableSettle of the operator), when the smaller number is taken for its new size; the progress deadline
+    stands still meanwhile. While it has none, a canary that should be taken back keeps its weight (StableGone)."""
     analysis: Analysis = Analysis()
     """What the canary is judged by at every step. A failed gate takes all its traffic back. Where neither errorRate nor
     latency nor metrics is given, the operator's own limits apply; status.analysis shows what is in force."""

@@ -165,6 +165,8 @@ class Contest(ApiModel):
     """Field manager that wrote the weights last."""
     count: int = 0
     """How often the recorded weights were asserted again."""
+    changed_at: Time | None = None
+    """When the present change of the weights was seen; left out while they are as recorded."""
     not_before: Time
     """When they may be asserted again."""
     given_up_generation: int | None = None
@@ -195,7 +197,13 @@ class RolloutRecord(ApiModel):
     subset_seen_at: Time | None = None
     """Since when the subsets of both versions have been in the DestinationRule."""
     unready_since: Time | None = None
-    """Since when the canary has had no ready endpoint."""
+    """Since when the canary has had no ready endpoint, less the moments in which it had some in between."""
+    ready_again_at: Time | None = None
+    """Since when it has had some again; after unreadyGrace of that, the moments without are forgotten."""
+    stable_ready: int | None = None
+    """Ready endpoints that the stable version had before traffic moved, or the smaller number it has kept since."""
+    stable_shrunk_since: Time | None = None
+    """Since when the stable version has had half of them or fewer, and fewer than its share of the traffic needs."""
     baseline: Baseline | None = None
     """Requests that reached no version before the first step."""
     finished: tuple[FinishedStep, ...] = ()
@@ -203,9 +211,10 @@ class RolloutRecord(ApiModel):
     last_passed_at: Time | None = None
     """When the last step passed; deadlines count from here."""
     awaiting_since: Time | None = None
-    """Since when a person is awaited: to approve, or to end a pause."""
+    """Since when something is awaited that the canary has no part in: a person, to approve or to end a pause, or
+    endpoints of the stable version."""
     awaited_seconds: Seconds = 0
-    """For how long a person was awaited since the last step passed, in seconds; deadlines are later by as much."""
+    """For how long such a thing was awaited since the last step passed, in seconds; deadlines are later by as much."""
     approved: bool = False
     """Whether a person approved the step in force."""
     promote: bool = False
@@ -349,7 +358,7 @@ class CanaryRolloutStatus(ApiModel):
     evidence: str = ""
     """The numbers behind the verdict in short, such as 'errors 4.8% against 0.5%, 312 > 40'."""
     deadline: Time | None = None
-    """When the step in force has to have passed; left out while a person is awaited."""
+    """When the step in force has to have passed; left out while it stands still, such as while a person is awaited."""
     rollout: RolloutRecord | None = None
     """The change under way, or the last one that was taken back."""
     subsets: dict[str, str] = Field(default_factory=dict)

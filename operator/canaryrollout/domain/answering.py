@@ -31,7 +31,8 @@ def answer_command(draft: Draft) -> None:
 
 def resume_contest(draft: Draft, contest: Contest) -> None:
     """Assert the weights again after giving way; the wait for a person is over."""
-    draft.update(contest=Contest(manager=contest.manager, not_before=draft.case.now, resumed=True))
+    now = draft.case.now
+    draft.update(contest=Contest(manager=contest.manager, changed_at=now, not_before=now, resumed=True))
     if draft.status.rollout is not None:
         stop_waiting(draft)
 

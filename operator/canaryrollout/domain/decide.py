@@ -165,10 +165,10 @@ def _under_way(draft: Draft) -> Decision:
 
 
 def _stop_waiting_for_nobody(draft: Draft) -> None:
-    """Let the deadline run again once no person is awaited any more."""
+    """Let the deadline run again once neither a person nor stable's endpoints are awaited any more."""
     contest = draft.status.contest
     contested = contest is not None and contest.given_up_generation is not None
-    if not (draft.case.spec.paused or contested or reason_of(draft) == "AwaitingApproval"):
+    if not (draft.case.spec.paused or contested or reason_of(draft) in ("AwaitingApproval", "StableShrinking")):
         stop_waiting(draft)
 
 
@@ -187,7 +187,7 @@ def _rest(draft: Draft) -> Decision:
     phase = Phase.STABLE if ended is None else Phase.ROLLED_BACK
     if case.traffic.flaws:
         return blocked(draft)
-    off = drift.differing(draft, intent := drift.Intent(stable, None, 0, phase))
+    off = drift.differing(draft, intent := drift.Intent(stable, ended.version if ended else None, 0, phase))
     off = tuple(route for route in off if set(route.serving()) != {None} or drift.pinned(draft, route))
     if off:
         return drift.answer(draft, intent, off)
@@ -212,6 +212,7 @@ def _promoting(draft: Draft) -> Decision:
     off = drift.differing(draft, intent)
     if off:
         return drift.answer(draft, intent, off)
+    drift.settled(draft)
     waiting = restore_own(draft, Phase.PROMOTING) or cleanup(draft, Phase.PROMOTING)
     if waiting is not None:
         return waiting

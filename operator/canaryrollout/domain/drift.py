@@ -90,29 +90,35 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
     manager = ", ".join(managers)
     found = "; ".join(f"{route.name} is at {route.shares() or 'nothing'}" for route in off)
     contest = draft.status.contest
-    if contest is None:
-        contest = Contest(manager=manager, not_before=case.now + case.spec.analysis.interval)
-        draft.update(contest=contest)
-        draft.note("DriftDetected", f"weights were changed by {manager}: {found}", warning=True)
-    elif contest.given_up_generation is not None:
+    if contest is not None and contest.given_up_generation is not None:
         return _given_way(draft, intent, contest)
+    if contest is not None and contest.changed_at is None and _unwritten(draft, intent):
+        return _assert_again(draft, intent, contest, contest.count)
+    if contest is None or contest.changed_at is None:
+        contest = _changed_again(draft, contest, manager)
+        if contest.count == 0:
+            draft.note("DriftDetected", f"weights were changed by {manager}: {found}", warning=True)
     if case.observation.endpoints is None:
         return draft.move(intent.phase, "WeightDrift", f"{manager} changed the weights ({found})", again=True)
+    if contest.count >= case.settings.max_reassertions:
+        return _give_way(draft, intent, contest, manager)
     raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in off)
     if case.now < contest.not_before and not raised and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
         wake_at = min(contest.not_before, wake_at or contest.not_before)
         return draft.move(intent.phase, "WeightDrift", message, wake_at=wake_at)
-    if contest.count >= case.settings.max_reassertions:
-        return _give_way(draft, intent, contest, manager)
-    return _to_the_dead(draft, intent, off, found) or _assert_again(draft, intent, contest, manager)
+    return _to_the_dead(draft, intent, off, found) or _assert_again(draft, intent, contest, contest.count + 1)
 
 
 def settled(draft: Draft) -> None:
-    """Forget a contest whose weights have stayed as intended for long enough."""
-    until = forgotten_at(draft)
-    if until is not None and draft.case.now >= until:
+    """Take note that the weights are as intended; forget a contest once they have stayed so for long enough."""
+    contest, until = draft.status.contest, forgotten_at(draft)
+    if contest is None or until is None:
+        return
+    if draft.case.now >= until:
         draft.update(contest=None)
+    elif contest.changed_at is not None or contest.resumed:
+        draft.update(contest=contest.model_copy(update={"changed_at": None, "resumed": False}))
 
 
 def forgotten_at(draft: Draft) -> datetime | None:
@@ -123,6 +129,17 @@ def forgotten_at(draft: Draft) -> datetime | None:
 
 def _longest_pause(draft: Draft) -> timedelta:
     return draft.case.spec.analysis.interval * (1 << draft.case.settings.max_reassertions)
+
+
+def _changed_again(draft: Draft, contest: Contest | None, manager: str) -> Contest:
+    """Begin the wait that a change of the weights is respected for: doubled for each answer that was given before."""
+    case = draft.case
+    count = contest.count if contest is not None else 0
+    not_before = case.now + case.spec.analysis.interval * 2**count
+    resumed = contest is not None and contest.resumed
+    contest = Contest(manager=manager, count=count, changed_at=case.now, not_before=not_before, resumed=resumed)
+    draft.update(contest=contest)
+    return contest
 
 
 def _to_the_dead(draft: Draft, intent: Intent, off: tuple[RouteView, ...], found: str) -> Decision | None:
@@ -146,9 +163,15 @@ def _serves_the_dead(draft: Draft, off: tuple[RouteView, ...]) -> bool:
     return bool(served) and None not in served and all(draft.case.known_gone(version) for version in served)
 
 
-def _assert_again(draft: Draft, intent: Intent, contest: Contest, manager: str) -> Decision:
+def _unwritten(draft: Draft, intent: Intent) -> bool:
+    """Return whether the last answer is still to be written: the API server did not accept it."""
+    failures = draft.case.observation.failures
+    actions = routes.shift(draft.case.traffic, intent.stable, intent.canary, intent.weight, draft.subsets())
+    return any(action.key in failures for action in actions)
+
+
+def _assert_again(draft: Draft, intent: Intent, contest: Contest, count: int) -> Decision:
     case = draft.case
-    count = contest.count + 1
     pause = case.spec.analysis.interval * 2**count
     message = f"weights set to {_target(intent)} again, {count} of {case.settings.max_reassertions} times"
     actions = routes.shift(case.traffic, intent.stable, intent.canary, intent.weight, draft.subsets())
@@ -158,8 +181,10 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, manager: str) 
             "add one with its version label to the DestinationRule"
         )
         return draft.move(Phase.BLOCKED, "StableUnknown", message, wake_in=case.settings.poll)
-    draft.update(contest=Contest(manager=manager, count=count, not_before=case.now + pause))
-    draft.note("WeightReasserted", message)
+    if count > contest.count:
+        draft.note("WeightReasserted", message)
+    given = {"count": count, "changed_at": None, "not_before": case.now + pause}
+    draft.update(contest=contest.model_copy(update=given))  # still resumed until the weights are seen to be as intended
     if draft.status.rollout is not None:
         draft.rollout(applied_at=None, in_effect_at=None, convergence="", drained_since=None, cleaned_at=None)
     return draft.move(

@@ -21,6 +21,7 @@ from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, seen_outage, went_away
 from canaryrollout.domain.pace import Pace
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
+from canaryrollout.domain.readiness import follow_stable, hold_raise, short_of_endpoints, unready
 from canaryrollout.domain.results import GateResult, Judgement
 from canaryrollout.domain.subsets import restore_lost
 from canaryrollout.domain.timeliness import is_behind, judged_until
@@ -30,8 +31,9 @@ def progress(draft: Draft) -> Decision:
     """Look at a canary that has traffic and make the next move."""
     judgement = _judge(draft)
     draft.judged(judgement)
+    follow_stable(draft)
     return (
-        _unready(draft)
+        unready(draft)
         or _failed(draft, judgement)
         or _drifted(draft)
         or _without_subset(draft)
@@ -53,7 +55,7 @@ def urgent(draft: Draft, waiting: str) -> Decision | None:
         return overdue(draft, waiting)
     judgement = _judge(draft)
     draft.judged(judgement)
-    return _unready(draft) or _failed(draft, judgement) or overdue(draft, waiting)
+    return unready(draft) or _failed(draft, judgement) or overdue(draft, waiting)
 
 
 def _judge(draft: Draft) -> Judgement:
@@ -96,23 +98,6 @@ def _outage(draft: Draft) -> str:
     if evidence is None:
         return went_away(draft, "", None) if seen_outage(draft) is not None else ""
     return went_away(draft, evidence.error, evidence.error_since) if evidence.error else ""
-
-
-def _unready(draft: Draft) -> Decision | None:
-    case, record = draft.case, draft.record
-    ready = case.ready(record.version)
-    if ready is None or ready > 0:
-        if record.unready_since is not None:
-            draft.rollout(unready_since=None)
-        return None
-    since = record.unready_since or case.now
-    draft.rollout(unready_since=since)
-    grace = case.spec.readiness.unready_grace
-    if case.now - since >= grace:
-        return rollback.begin(
-            draft, "CanaryUnready", f"{record.version} has had no ready endpoint for {format_duration(grace)}"
-        )
-    return None
 
 
 def _failed(draft: Draft, judgement: Judgement) -> Decision | None:
@@ -171,7 +156,7 @@ def _drifted(draft: Draft) -> Decision | None:
     if drift.rollback_under_way(draft, off):
         return rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     below = all(route.weight_of(record.version) < record.weight for route in off)
-    short = _short_of_endpoints(draft) if below else None
+    short = short_of_endpoints(draft, _phase(draft)) if below else None
     if short is not None:
         return overdue(draft, short.status.message) or short
     rising = any(route.weight_of(record.version) < record.weight for route in off)
@@ -207,7 +192,7 @@ def _promoted_by_command(draft: Draft) -> Decision | None:
         return None
     if record.weight == 100:
         return _promote(draft, f"{record.version} was promoted without waiting for its gates")
-    short = _short_of_endpoints(draft)
+    short = short_of_endpoints(draft, _phase(draft))
     if short is not None:
         return overdue(draft, short.status.message) or short
     return raise_to(draft, 100)
@@ -344,9 +329,9 @@ def _passed(draft: Draft, judgement: Judgement) -> Decision:
         )
     if case.spec.paused and record.weight < 100:
         return _await(draft, "Paused", f"{record.version} passed at {record.weight} %; spec.paused is true")
-    short = _short_of_endpoints(draft)
-    if short is not None:
-        return overdue(draft, short.status.message) or short
+    held = hold_raise(draft, _phase(draft))
+    if held is not None:
+        return overdue(draft, held.status.message) or held
     if not case.identity.finalizer:
         message = "marking the object, so that its traffic is restored before it is deleted"
         return draft.move(
@@ -379,15 +364,6 @@ def _await(draft: Draft, reason: str, message: str) -> Decision:
         draft.rollout(awaiting_since=draft.case.now)
     draft.note_once(reason, message)
     return draft.move(Phase.PAUSED, reason, message, wake_at=next_look(draft))
-
-
-def _short_of_endpoints(draft: Draft) -> Decision | None:
-    version, ready, needed = draft.record.version, draft.case.ready(draft.record.version), draft.required()
-    if ready is not None and ready >= needed:
-        return None
-    seen = "an unknown number of" if ready is None else str(ready)
-    message = f"{version} has {seen} ready endpoints and needs {needed} before it gets more traffic"
-    return draft.move(_phase(draft), "CanaryNotReady", message, wake_in=draft.case.settings.retry)
 
 
 def _promote(draft: Draft, message: str) -> Decision:

@@ -30,12 +30,14 @@ def raise_to(draft: Draft, weight: int) -> Decision:
     generations = {route.virtual_service.name: route.virtual_service.generation for route in case.traffic.routes}
     if draft.record.awaiting_since is not None:
         stop_waiting(draft)
+    if draft.record.stable_ready is None:
+        draft.rollout(stable_ready=case.ready(draft.status.stable_version))
     draft.rollout(target=Target(weight=weight, set_at=case.now, generations=generations), approved=False)
     return set_weights(draft, weight, Phase.PROGRESSING, "SettingWeight", f"giving {draft.record.version} {weight} %")
 
 
 def stop_waiting(draft: Draft) -> None:
-    """End the wait for a person; its time does not count against the deadline."""
+    """End a wait that is not the canary's, such as for a person; its time does not count against the deadline."""
     record = draft.record
     if record.awaiting_since is not None:
         waited = max(0, round((draft.case.now - record.awaiting_since).total_seconds()))  # less if the clock was set

@@ -42,10 +42,10 @@ def deadline(spec: CanaryRolloutSpec, record: RolloutRecord) -> datetime | None:
     """Return when the present step must have passed.
 
     The deadline is ``progressDeadline`` beyond the step's hold, counted from the last step that passed (from the start
-    before the first), and moved by the time in which a person was awaited.
+    before the first), and moved by the time in which a person, or stable's endpoints, were awaited.
 
     Returns:
-        The time, or ``None`` while a person is awaited.
+        The time, or ``None`` while it stands still for such a wait.
     """
     if record.awaiting_since is not None:
         return None

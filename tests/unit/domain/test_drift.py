@@ -1,0 +1,123 @@
+"""Weights that somebody else changes: how long a change is respected, how often it is answered, and what comes then."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from canaryrollout.api.status import Contest, Phase
+from tests.world import World, destination, spec
+
+INTERVAL = timedelta(seconds=10)
+
+
+def at(weight: int, **fields: Any) -> World:
+    """Return a world in which the canary has just got this weight."""
+    return World(**fields).run(until=lambda w: w.share("v2") == weight and w.state.weight == weight)
+
+
+def edit(world: World, weight: int, manager: str = "argocd") -> None:
+    def change(mesh: dict[str, Any]) -> None:
+        route = mesh["http"][0]["route"]
+        route[0]["weight"], route[1]["weight"] = 100 - weight, weight
+
+    world.edit("reviews", change, manager)
+    world.step()
+
+
+def contest(world: World) -> Contest:
+    found = world.state.contest
+    assert found is not None
+    return found
+
+
+def answered(world: World, weight: int) -> timedelta:
+    """Return how long it takes until the weights are as recorded."""
+    since = world.now
+    world.run(600, until=lambda w: w.share("v2") == weight)
+    return world.now - since
+
+
+def test_every_change_is_respected_twice_as_long_as_the_one_before() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    waits = []
+    for _ in range(3):
+        edit(world, 0)
+        waits.append(answered(world, 30))
+        world.run(100)  # longer than any wait: what counts is when the weights were changed
+    assert [round(wait / INTERVAL) for wait in waits] == [1, 2, 4]
+
+
+def test_the_fourth_change_is_given_way_to_at_once() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(3):
+        edit(world, 5)
+        answered(world, 30)
+    edit(world, 5)
+    world.step()
+    assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "WeightContested", 0)
+    assert "argocd keeps changing the weights that should be v1 70 / v2 30" in world.state.message
+    assert world.state.weight == 30
+
+
+def test_weights_that_are_put_right_by_others_end_the_wait() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 0)
+    world.run(5)
+    edit(world, 30)
+    world.step()
+    assert contest(world).changed_at is None
+    world.run(30)
+    edit(world, 0)
+    assert timedelta(seconds=10) <= answered(world, 30) < timedelta(seconds=12)
+
+
+def test_an_answer_that_is_not_accepted_is_given_again_and_counts_once() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 0)
+    world.refusing = frozenset({"reviews"})
+    world.run(120)
+    assert contest(world).count == 1
+    assert world.phase is not Phase.BLOCKED
+    world.refusing = frozenset()
+    assert answered(world, 30) < INTERVAL
+
+
+def test_weights_at_0_from_giving_way_are_no_rollback_when_the_answer_after_a_retry_is_cut_short() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(4):
+        edit(world, 5)
+        answered(world, 30) if contest(world).given_up_generation is None else world.run(5)
+    assert world.reason == "WeightContested"
+    world.command = "retry/v2/1"
+    status_and_answer = len(world.writes) + 2
+    world.crash_at = status_and_answer
+    world.run(300, until=lambda w: w.share("v2") == 30)
+    assert len(world.writes) >= status_and_answer
+    assert (world.share("v2"), world.phase) == (30, Phase.PROGRESSING)
+    assert "RollbackResumed" not in world.events
+
+
+def test_a_version_that_was_taken_back_is_lowered_at_once_whoever_raises_it() -> None:
+    world = at(30)
+    world.command = "abort/v2/1"
+    world.run()
+    assert world.phase is Phase.ROLLED_BACK
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [{"name": v, "labels": {"version": v}} for v in ("v1", "v2")]
+
+    def raise_again(mesh: dict[str, Any]) -> None:
+        mesh["http"][0]["route"] = [destination("v1", 80), destination("v2", 20)]
+
+    for _ in range(4):
+        world.edit("reviews", raise_again)
+        world.step()
+        world.step()
+        assert world.share("v2") == 0
+    assert [world.events.count(reason) for reason in ("WeightReasserted", "WeightContested")] == [3, 1]
+    world.edit("reviews", raise_again)
+    world.step()
+    assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "WeightContested", 20)
+    world.now += timedelta(seconds=90)
+    world.step()
+    assert world.share("v2") == 0
