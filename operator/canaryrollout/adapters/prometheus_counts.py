@@ -194,9 +194,9 @@ class _Reader:
             kind = row.labels.get(KIND)
             if kind == "start":
                 continue
-            count = round(row.value) if math.isfinite(row.value) else 0
-            if not 0 <= count <= MOST:
-                raise BadAnswer(f"{row.value:g} requests of one kind between two points in time cannot be")
+            if not 0 <= row.value <= MOST:
+                raise BadAnswer(f"{_spelled(row.value)} requests of one kind between two points in time cannot be")
+            count = round(row.value)
             if kind == "new" and not history:
                 self._note("Prometheus had nothing on the host before: requests until its first scrape are not counted")
                 count = 0
@@ -265,6 +265,11 @@ def read_block(
         stable_seen=stable.seen,
     )
     return Reading(block, tuple(reader.notes), lacks_edge)
+
+
+def _spelled(value: float) -> str:
+    """Spell a value as Prometheus does."""
+    return "NaN" if math.isnan(value) else f"{value:+g}".title() if math.isinf(value) else f"{value:g}"
 
 
 def is_error(labels: Mapping[str, str], faults: Collection[str]) -> bool:

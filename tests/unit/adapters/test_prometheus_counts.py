@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -56,7 +57,7 @@ def test_both_versions_are_told_apart() -> None:
     assert (block.stable_seen, block.canary_seen) == (True, True)
 
 
-@pytest.mark.parametrize("value", [-1, -0.7, 2e12, 1e300])
+@pytest.mark.parametrize("value", [-1, -0.7, 2e12, 1e300, math.inf, -math.inf, math.nan])
 def test_what_no_requests_can_count_is_a_bad_answer_and_no_evidence(value: float) -> None:
     with pytest.raises(BadAnswer, match="requests of one kind between two points in time cannot be"):
         read([START, row("v2", 3, "500"), row("v2", value)])
