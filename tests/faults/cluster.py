@@ -44,10 +44,12 @@ class Cluster:
         """Create an object."""
         self._ask("POST", self._path(kind, namespace), json=document)
 
-    def merge(self, kind: Kind, namespace: str, name: str, patch: Document) -> None:
-        """Change an object (`kubectl patch --type=merge`)."""
+    def merge(self, kind: Kind, namespace: str, name: str, patch: Document, manager: str = "") -> None:
+        """Change an object (`kubectl patch --type=merge`), as a field manager of some name."""
         headers = {"Content-Type": "application/merge-patch+json"}
-        self._ask("PATCH", f"{self._path(kind, namespace)}/{name}", data=json.dumps(patch), headers=headers)
+        query = {"fieldManager": manager} if manager else {}
+        url = f"{self._path(kind, namespace)}/{name}"
+        self._ask("PATCH", url, data=json.dumps(patch), headers=headers, params=query)
 
     def delete(self, kind: Kind, namespace: str, name: str) -> None:
         """Delete an object."""

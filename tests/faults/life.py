@@ -194,6 +194,11 @@ class Life:
         config.write_text(yaml.safe_dump(settings))
         return config
 
+    def command(self, command: str) -> None:
+        """Give a command, such as ``approve/v2/1``."""
+        annotation = {"metadata": {"annotations": {"canaryrollout.io/command": command}}}
+        self.ground.cluster.merge(ROLLOUTS, self.namespace, NAME, annotation)
+
     def pid(self) -> int | None:
         """Process id of the operator."""
         return self.program.process.pid if self.program is not None else None
