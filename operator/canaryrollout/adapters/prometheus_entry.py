@@ -127,7 +127,10 @@ class Entry:
 
     def due(self, now: datetime, lag: timedelta) -> tuple[Stretch, ...]:
         """Return what to fetch now, oldest first; nothing while it is being fetched or after a failure of late."""
-        if self.jobs or self._pausing(now):
+        if self.jobs:
+            return ()
+        self._forget_after(now)
+        if self._pausing(now):
             return ()
         begin = self.blocks[-1].end if self.blocks else self.request.start
         at_once = max(MAX_BLOCKS >> self.failures, 1)  # a range may be too much for a server; fewer blocks are less
@@ -184,6 +187,16 @@ class Entry:
         """Return whether to wait after a failure; a longer pause is left over from before the clock went back."""
         longest = max(self.request.interval, FIRST_RETRY)
         return self.not_before is not None and now < self.not_before <= now + longest
+
+    def _forget_after(self, now: datetime) -> None:
+        """Drop what ends in the future: it was counted before its time, as the clock has been set back since."""
+        self.own.forget_after(now)
+        newest = self.provisional or self.blocks
+        if not newest or newest[-1].end <= now:
+            return
+        self.provisional = tuple(block for block in self.provisional if block.end <= now)
+        self.blocks = tuple(block for block in self.blocks if block.end <= now)
+        self.sound = min(self.sound, len(self.blocks))
 
     def retry_now(self) -> None:
         """Forget the pause after a failure: what stood in the way is gone."""

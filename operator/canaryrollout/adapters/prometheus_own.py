@@ -78,6 +78,15 @@ class OwnReadings:
             return False
         return bool(self._request.ends(self._asked_until or self._request.start, now - lag))
 
+    def forget_after(self, now: datetime) -> None:
+        """Drop readings of times that lie in the future: the clock has been set back since."""
+        if self.asking or self._asked_until is None or self._asked_until <= now:
+            return
+        self._asked_until = None
+        for kept in (self._settled, self._provisional):
+            for name, readings in kept.items():
+                kept[name] = tuple(reading for reading in readings if reading.at <= now)
+
     async def ask(self, server: Asks, now: datetime, places: asyncio.Semaphore) -> None:
         """Ask for all readings that are due.
 

@@ -47,7 +47,9 @@ class Check:
 
     def due(self, now: datetime) -> bool:
         """Return whether the provider has to be asked."""
-        if self.asking is not None or (self.not_before is not None and now < self.not_before):
+        # A longer pause is left over from before the clock went back.
+        pausing = self.not_before is not None and now < self.not_before <= now + 2 * AGAIN
+        if self.asking is not None or pausing:
             return False
         return self.answer is None or not satisfactory(self.answer)
 

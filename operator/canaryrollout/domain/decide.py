@@ -8,14 +8,14 @@ rollout's life: first_sight, prepare, raising, progress, rollback, cleanup, drif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase
 from canaryrollout.domain import drift, progress, rollback
 from canaryrollout.domain.answering import answer_command, reason_of, recent_baseline, resume_contest
 from canaryrollout.domain.cleanup import cleanup, release
+from canaryrollout.domain.clocks import moved_along
 from canaryrollout.domain.decision import Decision, Event, SetFinalizer
 from canaryrollout.domain.draft import COVERED, Draft, situation
 from canaryrollout.domain.first_sight import blocked, first_sight
@@ -24,8 +24,6 @@ from canaryrollout.domain.prepare import prepare
 from canaryrollout.domain.raising import complete, stop_waiting
 from canaryrollout.domain.settings import DomainSettings
 from canaryrollout.domain.subsets import restore_own
-
-MIN_CLOCK_STEP: Final = timedelta(seconds=5)
 
 
 def decide(
@@ -48,13 +46,13 @@ def decide(
         One move.
     """
     draft = Draft(situation(spec, status, observation, now, settings))
+    _absorb_clock_step(draft)
     if observation.identity.deleting:
         return _delete(draft)
     if status.stable_version is None:
         answer_command(draft)
         rival = rival_claim(observation.identity, active=False, claims=observation.claims)
         return _yield_host(draft, rival) if rival else first_sight(draft)
-    _absorb_clock_step(draft)
     answer_command(draft)
     _resume_contest(draft)
     if draft.status.rollout is None or draft.status.rollout.ended_at is not None:
@@ -133,15 +131,9 @@ def _resume_contest(draft: Draft) -> None:
 
 def _absorb_clock_step(draft: Draft) -> None:
     """Keep a forward jump of the wall clock from passing for time in which the rollout made no progress."""
-    step = draft.case.observation.clock_step
-    record = draft.status.rollout
-    if record is None or record.ended_at is not None or step < MIN_CLOCK_STEP:
-        return
-    since = record.unready_since
-    draft.rollout(
-        awaited_seconds=record.awaited_seconds + round(step.total_seconds()),
-        unready_since=since + step if since is not None else None,
-    )
+    case, record = draft.case, draft.status.rollout
+    if record is not None and (moved := moved_along(record, case.observation.clock_step, case.now)):
+        draft.rollout(**moved)
 
 
 def _under_way(draft: Draft) -> Decision:

@@ -25,6 +25,7 @@ from canaryrollout.api.status import (
 )
 from canaryrollout.domain import steps
 from canaryrollout.domain.changes import changes_of, merge_changes
+from canaryrollout.domain.clocks import as_of
 from canaryrollout.domain.decision import Action, Decision, Event, Order
 from canaryrollout.domain.gate_status import gate_status, in_short
 from canaryrollout.domain.gates import effective_analysis
@@ -74,6 +75,7 @@ def situation(
 ) -> Situation:
     """Put together what a decision looks at."""
     trimmed = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    status = as_of(status, spec, trimmed, settings)
     return Situation(spec, status, observation, view(observation.mesh, status.subsets), trimmed, settings)
 
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from canaryrollout.api.spec import Analysis, CanaryRolloutSpec, ErrorRateGate
 from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, RolloutRecord
+from canaryrollout.domain.clocks import as_of
 from canaryrollout.domain.coverage import unanswered
 from canaryrollout.domain.decision import Needs
 from canaryrollout.domain.evidence import EvidenceRequest, OwnQuery, PreflightRequest
@@ -41,6 +42,7 @@ def needs(
     """
     if identity.deleting and not identity.finalizer:
         return Needs()
+    status = as_of(status, spec, now, settings)
     record = status.rollout
     if status.stable_version is None:
         return Needs(mesh=True, endpoints=True)

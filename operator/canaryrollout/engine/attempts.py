@@ -53,7 +53,8 @@ class Attempts:
         conflicts: Passes in a row that met a conflict.
         again: Passes in a row that asked for another one at once.
         refetch: Whether the object must be read anew before the next decision.
-        offset: Wall time minus monotonic time at the last pass that ended well.
+        offset: Wall time minus monotonic time as of the last decision whose status was stored.
+        looked: The same at the last look.
         told: What was last said to be wrong with a status that cannot be read.
     """
 
@@ -63,6 +64,7 @@ class Attempts:
     again: int = 0
     refetch: bool = False
     offset: float | None = None
+    looked: float | None = None
     told: tuple[str, ...] = ()
 
     def record(self, tried: Collection[str], failed: Mapping[str, str], now: datetime) -> None:
@@ -78,16 +80,20 @@ class Attempts:
                 self.failures[key] = replace(known, count=known.count + 1, message=message)
 
     def clock_step(self, offset: float) -> timedelta:
-        """Return how far the wall clock jumped since the last pass that ended well; zero for less than a second."""
+        """Return how far the wall clock jumped since a decision was stored; zero for less than a second."""
+        self.looked = offset
         if self.offset is None or abs(offset - self.offset) < _CLOCK_STEP:
             return timedelta()
         return timedelta(seconds=offset - self.offset)
 
-    def succeeded(self, offset: float, *, idle: bool) -> None:
+    def stored(self) -> None:
+        """Take note that the status has what was decided, so that no step of the clock is taken in twice."""
+        self.offset = self.looked
+
+    def succeeded(self, *, idle: bool) -> None:
         """Start counting anew after a pass that ended well; what failed is forgotten once nothing is to be done."""
         if idle:
             self.failures.clear()
         self.failed = 0
         self.conflicts = 0
         self.refetch = False
-        self.offset = offset

@@ -209,6 +209,8 @@ class Worker:
         if attempts.conflicts >= CONFLICTS_AT_ONCE:
             failed = result.conflicts | result.errors
         attempts.record(result.tried, failed, now)
+        if result.status_written:
+            attempts.stored()
         self._take_in(result.rollout)
         if result.tried:
             _log.debug("acted", rollout=key, phase=result.rollout.status.phase, tried=result.tried)
@@ -220,7 +222,7 @@ class Worker:
             return Outcome.NOT_LEADING
         if not result.well:
             return self._failed(key, attempts, decision, result)
-        attempts.succeeded(now.timestamp() - self._parts.clock.monotonic(), idle=not result.tried)
+        attempts.succeeded(idle=not result.tried)
         self._schedule_next(key, attempts, decision)
         return Outcome.ACTED if result.tried else Outcome.UNCHANGED
 

@@ -82,6 +82,18 @@ def ends(*numbers: int) -> list[datetime]:
     return [T0 + n * INTERVAL for n in numbers]
 
 
+async def test_readings_of_times_that_lie_in_the_future_are_taken_again(world: World) -> None:
+    asked = request(OwnQuery("failures", "failures"))
+    world.answer(number(lambda second: "9"))
+    before = (await world.look(asked, 62)).metrics["failures"]
+    assert before[-1].at == T0 + 60 * SECOND
+    world.answer(number(lambda second: "1"))
+    after = (await world.look(asked, 35)).metrics["failures"]
+    assert after[-1].at == T0 + 30 * SECOND
+    again = (await world.look(asked, 42)).metrics["failures"]
+    assert [(r.at - T0, r.value.value) for r in again[-2:]] == [(30 * SECOND, Fraction(9)), (40 * SECOND, Fraction(1))]
+
+
 async def test_readings_are_taken_at_the_ends_of_blocks(world: World) -> None:
     world.answer(number(str))
     asked = request(OwnQuery("load", 'load{version="$canary"} * $weight'), start=T0 + 3 * SECOND)

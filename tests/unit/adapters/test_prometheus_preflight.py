@@ -87,6 +87,13 @@ async def test_a_host_without_series_is_asked_about_again_every_few_seconds(worl
     assert world.wakes == 2, "the same answer again wakes nobody"
 
 
+async def test_a_clock_that_is_set_back_delays_no_question(world: World) -> None:
+    world.server.reply = Mesh(unknown=frozenset({HOST}))
+    await world.answer(600)
+    world.server.reply = Mesh()
+    assert (await world.answer(10)).host_series
+
+
 async def test_versions_that_do_not_match_are_named(world: World) -> None:
     asked = replace(REQUEST, stable="1.0")
     assert (await world.answer(0, asked)).versions == ("v1", "v2")

@@ -26,9 +26,9 @@ def test_failures_are_counted_per_action_until_it_succeeds() -> None:
     assert attempts.failures["a"].since == EPOCH
     assert "b" not in attempts.failures
     attempts.record(["b"], {}, EPOCH)
-    attempts.succeeded(1000.0, idle=False)
+    attempts.succeeded(idle=False)
     assert attempts.failures["a"].count == 2, "what was not tried has not succeeded"
-    attempts.succeeded(1000.0, idle=True)
+    attempts.succeeded(idle=True)
     assert attempts.failures == {}, "nothing is left to be done"
 
 
@@ -36,5 +36,5 @@ def test_failures_are_counted_per_action_until_it_succeeds() -> None:
 def test_only_a_jump_of_the_wall_clock_is_a_step(drift: float, step: float) -> None:
     attempts = Attempts()
     assert attempts.clock_step(1000.0) == timedelta()
-    attempts.succeeded(1000.0, idle=True)
+    attempts.stored()
     assert attempts.clock_step(1000.0 + drift) == timedelta(seconds=step)

@@ -353,3 +353,21 @@ async def test_a_jump_of_the_wall_clock_is_shown_once(world: World) -> None:
             subject.seen(world.put(replace(known, identity=replace(known.identity, command=f"retry/v2/{version}"))))
             await asyncio.sleep(1)
     assert [observation.clock_step for observation in seen] == [timedelta(), timedelta(hours=1), timedelta()]
+
+
+@pytest.mark.parametrize(("what", "jumps"), [("SetWeights/a", [0, 1, 0]), ("write_status", [0, 1, 1])])
+async def test_a_jump_of_the_clock_is_shown_until_the_decision_on_it_is_stored(
+    world: World, what: str, jumps: list[int]
+) -> None:
+    seen: list[Observation] = []
+    clock = LoopClock()
+    world.errors = {what: [RuntimeError("refused by a webhook")]}
+    moves = script(Decision(rollout(phase=Phase.PROGRESSING).status), move(Order.STATUS_FIRST, weights("a")), seen=seen)
+    async with Running(engine(world, moves, clock=clock)) as subject:
+        subject.seen(world.objects[KEY])
+        await asyncio.sleep(1)
+        clock.step = timedelta(hours=1)
+        known = world.objects[KEY]
+        subject.seen(world.put(replace(known, identity=replace(known.identity, command="retry/v2/1"))))
+        await asyncio.sleep(5)
+    assert [observation.clock_step for observation in seen] == [timedelta(hours=jump) for jump in jumps]
