@@ -37,6 +37,7 @@ class Service:
         weights: Share of requests by version, in percent.
         error_rate: Share of failing requests, by version.
         fails_from: Weight from which on a version fails altogether, by version.
+        left: How many more requests there are while a version has a weight, by both; no end where it says nothing.
         sent: Requests so far, by version and response code.
     """
 
@@ -44,6 +45,7 @@ class Service:
     weights: Mapping[str, int] = field(default_factory=dict)
     error_rate: dict[str, float] = field(default_factory=dict)
     fails_from: dict[str, int] = field(default_factory=dict)
+    left: dict[tuple[str, int], float] = field(default_factory=dict)
     sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     _since: float = field(default_factory=time.monotonic)
 
@@ -52,6 +54,9 @@ class Service:
         now = time.monotonic()
         requests = REQUESTS_A_SECOND * (now - self._since)
         self._since = now
+        for shares in self.weights.items() & self.left.keys():
+            requests = min(requests, self.left[shares])
+            self.left[shares] -= requests
         for version, weight in self.weights.items():
             broken = weight >= self.fails_from.get(version, 101)
             failing = 1.0 if broken else self.error_rate.get(version, 0.0)
@@ -102,6 +107,18 @@ class Traffic:
             service = self._services.setdefault(host, Service(host))
             service.flow()
             service.fails_from[version] = weight
+
+    def dry_up(self, host: str, version: str, weight: int, after: int) -> None:
+        """Send no more than so many requests while a version has a weight."""
+        with self._lock:
+            self._services.setdefault(host, Service(host)).left[version, weight] = after
+
+    def flow_again(self, host: str) -> None:
+        """Send requests whatever the weights, however many there were."""
+        with self._lock:
+            service = self._services.setdefault(host, Service(host))
+            service.flow()
+            service.left.clear()
 
     def forget(self, host: str) -> None:
         """Send no more requests to a host."""
