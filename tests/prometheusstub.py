@@ -84,7 +84,7 @@ def prometheus_stub() -> Iterator[Stub]:
             reply = stub.answer(Asked(self.command, urlsplit(self.path).path, form, dict(self.headers)))
             body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             with contextlib.suppress(ConnectionError):  # who asked may have given up
-                self.send_response(reply.status)
+                (self.send_response_only if "Date" in reply.headers else self.send_response)(reply.status)
                 for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()

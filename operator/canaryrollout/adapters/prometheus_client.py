@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from urllib3.util.retry import Retry
 from canaryrollout.adapters.prometheus_counts import milliseconds_of
 from canaryrollout.adapters.prometheus_credentials import Credentials, Trust, words_of
 from canaryrollout.adapters.prometheus_provider import Provider, QueryFailed
+from canaryrollout.api.quantities import format_duration
 from canaryrollout.api.text import plain
 
 __all__ = ["Answer", "Metrics", "PrometheusClient", "Provider", "QueryFailed"]
@@ -37,6 +39,9 @@ __all__ = ["Answer", "Metrics", "PrometheusClient", "Provider", "QueryFailed"]
 CONNECT_TIMEOUT: Final = timedelta(seconds=3)
 GRACE: Final = timedelta(seconds=1)
 """How much longer than the server's own timeout the client waits, so that the server's words arrive."""
+MOST_APART: Final = timedelta(seconds=15)
+"""How far a provider's clock may be from ours: evidence is asked for by our times, and would be of another weight's."""
+_ABOUT: Final = timedelta(seconds=30)
 LONGEST_ANSWER: Final = 16 << 20
 """Bytes, unpacked, of the longest answer that is read; two thousand blocks of a service with many codes have 6 MiB."""
 MOST_WARNINGS: Final = 10
@@ -79,6 +84,7 @@ class _Session(requests.Session):
         kwargs["data"] = self._parameters | (kwargs.pop("params", None) or {})
         deadline = time.monotonic() + self._patience
         response = super().request(method, url, allow_redirects=False, stream=True, **kwargs)
+        _compare_clocks(response, datetime.now(UTC))
         self._read(response, deadline)
         self._answered.response = response
         return response
@@ -110,6 +116,19 @@ class _Session(requests.Session):
         """Return the response to this thread's last request; ``None`` when there was none."""
         response: requests.Response | None = getattr(self._answered, "response", None)
         return response
+
+
+def _compare_clocks(response: requests.Response, now: datetime) -> None:
+    """Refuse an answer of a server whose clock is not ours; one that does not tell the time is trusted."""
+    try:
+        apart = parsedate_to_datetime(response.headers.get("Date", "")).astimezone(UTC) - now
+    except (ValueError, TypeError, OverflowError):
+        return
+    if response.status_code == 200 and abs(apart) > MOST_APART:
+        response.close()
+        about = format_duration(max(round(abs(apart) / _ABOUT), 1) * _ABOUT)
+        told = f"its clock is about {about} {'ahead of' if apart > timedelta() else 'behind'} the operator's"
+        raise QueryFailed("ClocksApart", f"{told}, so its evidence would be of other times than asked for")
 
 
 class Metrics:

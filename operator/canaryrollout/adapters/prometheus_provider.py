@@ -39,8 +39,8 @@ class QueryFailed(RuntimeError):  # noqa: N818 - reads as what happened
 
     Attributes:
         outcome: ``Timeout``, ``Unreachable``, ``Refused`` (credentials), ``NoCredentials`` (a file with credentials or
-            certificates cannot be used, nothing was sent), ``BadQuery`` (it can never succeed), ``ServerError`` or
-            ``BadAnswer``.
+            certificates cannot be used, nothing was sent), ``BadQuery`` (it can never succeed), ``ServerError``,
+            ``BadAnswer`` or ``ClocksApart`` (its evidence would be of other times than ours).
         retry_after: For how many seconds the server asked to be left alone; ``None`` where it did not.
     """
 

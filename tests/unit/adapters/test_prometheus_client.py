@@ -3,6 +3,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,27 @@ async def test_range_query_keeps_milliseconds(stub: Stub, client: PrometheusClie
 async def test_warnings_are_kept(stub: Stub, client: PrometheusClient) -> None:
     stub.reply = lambda _: result("vector", [], warnings=["store b is away"], infos=["no matter"])
     assert (await client.at("up", T0)).warnings == ("store b is away",)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(300, "about 5m ahead of"), (-40, "about 30s behind")])
+async def test_a_server_with_another_clock_is_not_believed(
+    stub: Stub, client: PrometheusClient, seconds: int, words: str
+) -> None:
+    def reply(_: object) -> Reply:
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+        return replace(result("vector", []), headers={"Date": date})
+
+    stub.reply = reply
+    with pytest.raises(QueryFailed, match=f"its clock is {words} the operator's") as raised:
+        await client.at("up", T0)
+    assert raised.value.outcome == "ClocksApart"
+
+
+@pytest.mark.parametrize("date", ["", "yesterday", None])
+async def test_a_server_that_tells_no_time_is_believed(stub: Stub, client: PrometheusClient, date: str | None) -> None:
+    told = date if date is not None else format_datetime(datetime.now(UTC) + timedelta(seconds=10), usegmt=True)
+    stub.reply = lambda _: replace(result("vector", []), headers={"Date": told})
+    assert (await client.at("up", T0)).result == []
 
 
 async def test_a_remark_among_the_warnings_doubts_no_number(stub: Stub, client: PrometheusClient) -> None:
