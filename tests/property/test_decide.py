@@ -378,6 +378,20 @@ def test_whatever_happens_promises_hold_and_it_comes_to_an_end(
         assert world.share(world.state.stable_version or "") == 100
 
 
+def test_traffic_on_a_third_version_when_a_rollout_is_given_up_is_drift_and_not_called_stable() -> None:
+    world = Watched()
+    world.run()
+    assert (world.phase, world.state.stable_version) == (Phase.STABLE, "v2")
+    HAPPENINGS["stable version has no series"](world)
+    world.apply(version="v3")
+    world.run(60)
+    HAPPENINGS["a person sends all to v1"](world)
+    world.run(3600)
+    assert (world.phase, world.share("v2")) == (Phase.ROLLED_BACK, 100)
+    said = [entry.message for entry in world.state.history if entry.reason == "RolledBack"]
+    assert said[0].startswith("v3 has no traffic, reviews is at v1 100: ")
+
+
 def test_a_rollout_whose_subset_nobody_knows_is_not_said_to_be_taken_back() -> None:
     world = Watched()
     story = ((3, "subset gone"), (1, "rule gone"), (1, "API server away"), (1, "split three ways"), (1, "subset gone"))

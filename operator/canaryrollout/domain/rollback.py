@@ -117,15 +117,20 @@ def _withheld(draft: Draft, explanation: str) -> Decision:
 def _ended(draft: Draft) -> Decision:
     record, spec, stable = draft.record, draft.case.spec, draft.status.stable_version
     draft.rollout(weight=0)
-    draft.note("RolledBack", f"all traffic is on {stable} again: {record.explanation}", warning=True)
+    elsewhere = [f"{r.name} is at {r.shares()}" for r in draft.case.traffic.routes if set(r.serving()) - {None, stable}]
+    where = (
+        f"{record.version} has no traffic, {'; '.join(elsewhere)}" if elsewhere else f"all traffic is on {stable} again"
+    )
+    draft.note("RolledBack", f"{where}: {record.explanation}", warning=True)
     abandoned = record.reason in ("SpecReverted", "Superseded")
     if spec.version == record.version and not abandoned and not draft.case.identity.deleting:
         draft.rollout(ended_at=draft.case.now, drained_since=None, cleaned_at=None)
-        return draft.move(Phase.ROLLED_BACK, record.reason, f"{record.version} was taken back: {record.explanation}")
+        message = f"{record.version} was taken back: {record.explanation}"
+        return draft.move(Phase.ROLLED_BACK, record.reason, message, again=bool(elsewhere))
     if spec.version != stable and not draft.case.identity.deleting:
         return start(draft, record.baseline)
     draft.update(rollout=None)
-    return draft.move(Phase.STABLE, "RolledBack", f"all traffic is on {stable}")
+    return draft.move(Phase.STABLE, "RolledBack", where, again=bool(elsewhere))
 
 
 def start(draft: Draft, baseline: Baseline | None = None) -> Decision:
