@@ -37,6 +37,9 @@ from canaryrollout.domain.settings import DomainSettings
 HISTORY_LENGTH: Final = 20
 COVERED: Final = "TrafficCovered"
 """A condition that is found out before the first step and holds until the rollout ends."""
+WRITE_FAILED: Final = "WriteFailed"
+LASTING: Final = 2
+"""So many failures of a write in a row are said in an Event, too: once may happen to anybody."""
 _MOVING: Final = frozenset({Phase.PREPARING, Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.ROLLING_BACK})
 
 
@@ -182,6 +185,7 @@ class Draft:
             self.remember(changes_of(action, self.subsets()))
         if failures := self._failures(actions):
             message = f"{message}; not yet accepted: {failures}"
+            self._tell_failures(actions, failures)
         if phase is Phase.BLOCKED and (self.case.seen.phase, self._reason_seen()) != (phase, reason):
             self.note(reason, message, warning=True)
         self._columns()
@@ -206,6 +210,13 @@ class Draft:
         """Return why actions were not accepted the last time they were tried."""
         found = self.case.observation.failures
         return "; ".join(found[action.key].message for action in actions if action.key in found)
+
+    def _tell_failures(self, actions: Iterable[Action], failures: str) -> None:
+        """Say that something lastingly cannot be written: once, until something else has happened."""
+        found, history = self.case.observation.failures, self.status.history
+        lasting = any(found[action.key].count >= LASTING for action in actions if action.key in found)
+        if lasting and (not history or history[-1].reason != WRITE_FAILED):
+            self.note(WRITE_FAILED, f"not accepted, trying again: {failures}", warning=True)
 
     def _message_is_news(self, phase: Phase, reason: str, message: str) -> bool:
         """Return whether a new message for the same reason says more than that a counter has moved."""

@@ -49,6 +49,8 @@ class Attempts:
 
     Attributes:
         failures: Actions that failed last time, by `Action.key`.
+        not_before: When these actions may be tried again, in monotonic seconds.
+        held_back: Whether the last decision had actions that were not due.
         failed: Passes in a row that failed.
         conflicts: Passes in a row that met a conflict.
         again: Passes in a row that asked for another one at once.
@@ -59,6 +61,8 @@ class Attempts:
     """
 
     failures: dict[str, Failure] = field(default_factory=dict)
+    not_before: dict[str, float] = field(default_factory=dict)
+    held_back: bool = False
     failed: int = 0
     conflicts: int = 0
     again: int = 0
@@ -72,12 +76,32 @@ class Attempts:
         for key in tried:
             if key not in failed:
                 self.failures.pop(key, None)
+                self.not_before.pop(key, None)
         for key, message in failed.items():
             known = self.failures.get(key)
             if known is None:
                 self.failures[key] = Failure(count=1, message=message, since=now)
             else:
                 self.failures[key] = replace(known, count=known.count + 1, message=message)
+
+    def put_off(self, rollout: str, actions: Collection[str], now: float) -> None:
+        """Let actions that failed wait, each time longer; looking at the rollout goes on meanwhile.
+
+        Args:
+            rollout: Key of the rollout.
+            actions: Keys of the actions, as recorded.
+            now: Monotonic time in seconds.
+        """
+        for key in actions:
+            self.not_before[key] = now + retry_delay(rollout, self.failures[key].count, urgent=False)
+
+    def due(self, action: str, now: float) -> bool:
+        """Return whether an action may be tried."""
+        return self.not_before.get(action, now) <= now
+
+    def next_due(self, now: float) -> float | None:
+        """Return when the next action that waits may be tried; ``None`` where none waits."""
+        return min((at for at in self.not_before.values() if at > now), default=None)
 
     def clock_step(self, offset: float) -> timedelta:
         """Return how far the wall clock jumped since a decision was stored; zero for less than a second."""
@@ -92,8 +116,9 @@ class Attempts:
 
     def succeeded(self, *, idle: bool) -> None:
         """Start counting anew after a pass that ended well; what failed is forgotten once nothing is to be done."""
-        if idle:
+        if idle and not self.held_back:
             self.failures.clear()
+            self.not_before.clear()
         self.failed = 0
         self.conflicts = 0
         self.refetch = False

@@ -17,7 +17,7 @@ import structlog
 
 from canaryrollout.api.status import Phase
 from canaryrollout.domain.decision import Decision, Event, Order
-from canaryrollout.engine.act import Executor, Result
+from canaryrollout.engine.act import STATUS_KEY, Executor, Result
 from canaryrollout.engine.attempts import AGAIN_AT_ONCE, AGAIN_LATER, CONFLICTS_AT_ONCE, Attempts, retry_delay
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.observe import Observer
@@ -140,7 +140,7 @@ class Worker:
             rollout, is_fresh = await self._current(key, attempts)
             if rollout is None:
                 return Outcome.GONE
-            decision = await self._decide(rollout, attempts)
+            decision = self._due(await self._decide(rollout, attempts), attempts)
             if not is_fresh and self._needs_reading(rollout, decision):
                 fresh = await self._read_anew(rollout, decision)
                 if fresh is None:
@@ -199,6 +199,13 @@ class Worker:
         observation = await self._parts.observer.observe(rollout, rollout.spec, needs, attempts, wake)
         return core.decide(rollout.spec, rollout.status, observation, now())
 
+    def _due(self, decision: Decision, attempts: Attempts) -> Decision:
+        """Leave actions out that failed and have to wait; taking traffic back has its own, shorter distances."""
+        now = self._parts.clock.monotonic()
+        due = tuple(a for a in decision.actions if takes_back(decision) or attempts.due(a.key, now))
+        attempts.held_back = len(due) < len(decision.actions)
+        return replace(decision, actions=due) if attempts.held_back else decision
+
     def _conclude(self, key: str, attempts: Attempts, decision: Decision, result: Result) -> Outcome:
         """Take in what became of a decision and arrange for the next look."""
         if result.gone:
@@ -230,8 +237,12 @@ class Worker:
         attempts.refetch = True
         for what, message in result.errors.items():
             _log.warning("write failed", rollout=key, what=what, error=message)
-        if result.errors:
+        if result.errors and (takes_back(decision) or STATUS_KEY in result.errors):
             self._retry_later(key, urgent=takes_back(decision))
+            return Outcome.FAILED
+        if result.errors:
+            attempts.put_off(key, result.errors, self._parts.clock.monotonic())
+            self._schedule_next(key, attempts, decision)
             return Outcome.FAILED
         _log.debug("somebody else wrote, looking again", rollout=key, conflicts=result.conflicts)
         return self._conflicted(key, attempts, urgent=takes_back(decision))
@@ -258,7 +269,9 @@ class Worker:
         wake = next_turn(wall, self._settings.resync, entry.identity.uid)
         if decision.wake_at is not None:
             wake = min(wake, max(decision.wake_at.timestamp(), wall + self._settings.wake_floor))
-        self._parts.scheduler.set(key, self._parts.clock.monotonic() + wake - wall)
+        now = self._parts.clock.monotonic()
+        at, due = now + wake - wall, attempts.next_due(now)
+        self._parts.scheduler.set(key, at if due is None else min(at, due))
         if entry.rollout is None and not attempts.failures:
             self.forget(key)
 

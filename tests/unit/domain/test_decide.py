@@ -406,6 +406,21 @@ class TestMeshTrouble:
         world.refusing = frozenset()
         assert world.run().phase is Phase.ROLLED_BACK
 
+    def test_a_write_that_lastingly_fails_is_told_once_going_up_and_once_coming_back(self) -> None:
+        world = at(10)
+        world.refusing = frozenset({"reviews"})
+        world.run(60, until=lambda w: len(w.failures) > 0)
+        assert "WriteFailed" not in world.events, "once may happen to anybody"
+        world.run(60)
+        assert world.events.count("WriteFailed") == 1
+        assert world.state.message.endswith("not yet accepted: refused by a webhook")
+        world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+        world.run(60)
+        assert world.phase is Phase.ROLLING_BACK
+        assert world.events.count("WriteFailed") == 2
+        told = [entry.message for entry in world.state.history if entry.reason == "WriteFailed"]
+        assert told == ["not accepted, trying again: refused by a webhook"] * 2
+
     def test_a_raise_that_is_never_accepted_ends_at_the_deadline(self) -> None:
         world = World()
         world.refusing = frozenset({"reviews"})

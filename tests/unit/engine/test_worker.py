@@ -1,11 +1,11 @@
 import asyncio
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
 
-from canaryrollout.api.status import Phase
+from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.decision import Action, Decision, Event, Needs, Order, SetFinalizer, SetWeights
 from canaryrollout.domain.evidence import EvidenceRequest
 from canaryrollout.domain.observation import Mesh, Observation, Unreadable, VirtualServiceState
@@ -156,6 +156,45 @@ async def test_other_failures_back_off_up_to_half_a_minute(world: World) -> None
     gaps = [later - sooner for sooner, later in pairwise(at)]
     assert gaps[0] < 0.3
     assert all(15 <= gap <= 30.1 for gap in gaps[8:])
+
+
+@pytest.mark.parametrize("asked", ["by itself", "by others"])
+async def test_a_write_that_is_refused_waits_while_the_rollout_is_looked_at_as_ever(world: World, asked: str) -> None:
+    """Else a canary would not be judged while its raise is stuck, or each block of evidence would repeat the write."""
+    looks: list[float] = []
+    world.errors = {"SetWeights/a": [OSError("refused")] * 1000}
+
+    def decide(spec: object, status: CanaryRolloutStatus, observation: Observation, now: datetime) -> Decision:
+        looks.append(asyncio.get_running_loop().time())
+        wake_at = now + timedelta(seconds=1) if asked == "by itself" else None
+        return Decision(status, (weights("a"),), wake_at=wake_at)
+
+    async with Running(engine(world, decide)) as subject:
+        subject.seen(world.objects[KEY])
+        for second in range(120):
+            if asked == "by others":
+                known = world.objects[KEY]
+                subject.seen(world.put(replace(known, identity=replace(known.identity, command=f"retry/v2/{second}"))))
+            await asyncio.sleep(1)
+    at = world.at("SetWeights/a")
+    gaps = [later - sooner for sooner, later in pairwise(at)]
+    assert len(looks) >= 118
+    assert len(at) <= 14
+    assert all(15 <= gap <= 30.1 for gap in gaps[8:])
+
+
+async def test_what_is_refused_after_it_was_done_starts_to_wait_anew(world: World) -> None:
+    world.errors = {"SetWeights/a": [OSError("refused")] * 8}
+
+    def decide(spec: object, status: CanaryRolloutStatus, observation: Observation, now: datetime) -> Decision:
+        done = len(world.at("SetWeights/a")) == 9
+        if done:
+            world.errors["SetWeights/a"] = [OSError("refused")]
+        return Decision(status, (weights("a"),), wake_at=now + timedelta(seconds=60 if done else 1))
+
+    await run(world, decide, 300)
+    at = world.at("SetWeights/a")
+    assert at[10] - at[9] < 0.3
 
 
 async def test_failures_are_shown_to_the_next_decision_until_they_succeed(world: World) -> None:
