@@ -42,6 +42,7 @@ def rollout_of(body: Mapping[str, Any]) -> Rollout:
         deleting=bool(metadata.get("deletionTimestamp")),
         finalizer=FINALIZER in _list(metadata.get("finalizers")),
         command=plain(_annotation(metadata.get("annotations")), LONGEST_COMMAND),
+        deleted_at=_time(metadata["deletionTimestamp"]) if metadata.get("deletionTimestamp") else None,
     )
     version = str(metadata.get("resourceVersion") or "")
     return Rollout(identity, version, read.spec, read.status, read.problems, read.status_problems)

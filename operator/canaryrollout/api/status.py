@@ -200,6 +200,8 @@ class RolloutRecord(ApiModel):
     """Since when the canary has had no ready endpoint, less the moments in which it had some in between."""
     ready_again_at: Time | None = None
     """Since when it has had some again; after unreadyGrace of that, the moments without are forgotten."""
+    host_named_by: tuple[str, ...] = ()
+    """VirtualServices that had the host among their hosts when traffic began to move."""
     stable_ready: int | None = None
     """Ready endpoints that the stable version had before traffic moved, or the smaller number it has kept since."""
     stable_shrunk_since: Time | None = None
@@ -358,7 +360,10 @@ class CanaryRolloutStatus(ApiModel):
     evidence: str = ""
     """The numbers behind the verdict in short, such as 'errors 4.8% against 0.5%, 312 > 40'."""
     deadline: Time | None = None
-    """When the step in force has to have passed; left out while it stands still, such as while a person is awaited."""
+    """When the step in force has to have passed; left out while it stands still, such as while a person is awaited. Of
+    an object that is being deleted: when it is let go at the latest."""
+    release_at: Time | None = None
+    """When an object that is being deleted is let go, even if its traffic could not be given back until then."""
     rollout: RolloutRecord | None = None
     """The change under way, or the last one that was taken back."""
     subsets: dict[str, str] = Field(default_factory=dict)

@@ -19,6 +19,7 @@ from canaryrollout.domain.clocks import moved_along
 from canaryrollout.domain.decision import Decision, Event, SetFinalizer
 from canaryrollout.domain.draft import COVERED, Draft, situation
 from canaryrollout.domain.first_sight import blocked, first_sight
+from canaryrollout.domain.letting_go import bounded
 from canaryrollout.domain.observation import Claim, Identity, Observation
 from canaryrollout.domain.prepare import prepare
 from canaryrollout.domain.raising import complete, stop_waiting
@@ -213,9 +214,13 @@ def _promoting(draft: Draft) -> Decision:
 
 
 def _delete(draft: Draft) -> Decision:
-    """Give the traffic back to stable before the object goes."""
+    """Give the traffic back to stable before the object goes, for as long as there is hope."""
     if not draft.case.identity.finalizer:
         return Decision(draft.status)
+    return bounded(draft, _give_back)
+
+
+def _give_back(draft: Draft) -> Decision:
     record = draft.status.rollout
     if record is None or record.ended_at is not None:
         return release(draft, Phase.STABLE, "Deleted")

@@ -78,6 +78,7 @@ class VirtualServiceState:
         written_by_us: Whether that manager is this operator.
         routes: State of each managed route, by route name; the only route of a VirtualService whose reference lists
             none has the key ``""``.
+        names_host: Whether the rollout's host is among its hosts, by name or by a wildcard; at a gateway it need not be.
         document: The object as read, for the router to plan a guarded patch against; opaque to decisions.
     """
 
@@ -87,6 +88,7 @@ class VirtualServiceState:
     written_by_us: bool
     routes: Mapping[str, RouteState]
     document: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    names_host: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ class Identity:
         deleting: Whether it has a deletion timestamp.
         finalizer: Whether our finalizer is on it.
         command: Value of the command annotation; empty where there is none.
+        deleted_at: Its deletion timestamp; ``None`` while it is not being deleted.
     """
 
     namespace: str
@@ -180,6 +183,7 @@ class Identity:
     deleting: bool = False
     finalizer: bool = False
     command: str = ""
+    deleted_at: datetime | None = None
 
     @property
     def key(self) -> str:

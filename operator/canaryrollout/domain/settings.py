@@ -21,6 +21,7 @@ class DomainSettings:
         poll: How often an active rollout looks at its mesh objects and endpoints at least.
         retry: How soon something unreadable is read again.
         blocked_retry: How soon a blocked rollout looks again by itself.
+        release: How long an object that is being deleted is kept while its traffic cannot be given back.
         stable_settle: How long stable may be short of endpoints before the raise is not held any longer: what it keeps
             is its new size then.
         max_reassertions: How often a foreign change of weights is answered before giving way.
@@ -35,6 +36,7 @@ class DomainSettings:
     poll: timedelta = timedelta(seconds=5)
     retry: timedelta = timedelta(seconds=1)
     blocked_retry: timedelta = timedelta(seconds=30)
+    release: timedelta = timedelta(minutes=10)
     stable_settle: timedelta = timedelta(minutes=5)
     max_reassertions: int = 3
     lag: Mapping[str, timedelta] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from canaryrollout.domain.decision import Event
 from canaryrollout.domain.observation import Failure
 from canaryrollout.engine.scheduler import fraction
 
@@ -69,7 +70,7 @@ class Attempts:
     refetch: bool = False
     offset: float | None = None
     looked: float | None = None
-    told: tuple[str, ...] = ()
+    told: tuple[Event, ...] = ()
 
     def record(self, tried: Collection[str], failed: Mapping[str, str], now: datetime) -> None:
         """Count failures of actions: one that succeeded starts anew, one that was not tried keeps its count."""

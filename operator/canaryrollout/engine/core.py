@@ -20,8 +20,10 @@ class Core:
         needs: Says what a pass has to read.
         decide: Says what is to be done, given what was read.
         decide_invalid: Says what is to be done about an object that cannot be read as a CanaryRollout.
+        decide_unread: Says what is to be done about an object whose status cannot be read.
     """
 
     needs: Callable[[CanaryRolloutSpec, CanaryRolloutStatus, Identity, datetime], Needs]
     decide: Callable[[CanaryRolloutSpec, CanaryRolloutStatus, Observation, datetime], Decision]
     decide_invalid: Callable[[CanaryRolloutStatus, Identity, tuple[str, ...], datetime], Decision]
+    decide_unread: Callable[[CanaryRolloutSpec | None, Identity, tuple[str, ...], datetime], Decision]

@@ -73,17 +73,14 @@ def _log_events(key: str, events: tuple[Event, ...]) -> None:
         log(event.message, rollout=key, reason=event.reason)
 
 
-def _leave_alone(rollout: Rollout, attempts: Attempts) -> Decision:
-    """Answer a status that a newer or broken operator wrote: what it records would be lost by writing over it.
-
-    It is said once, as nothing is written that would tell the next pass that it was.
-    """
-    if attempts.told == rollout.status_problems:
-        return Decision(rollout.status)
-    attempts.told = rollout.status_problems
-    message = f"status cannot be read, so nothing is done: {'; '.join(rollout.status_problems)}"
+def _said_once(rollout: Rollout, decision: Decision, attempts: Attempts) -> Decision:
+    """Say what is to be said of a status that cannot be read once: nothing is written that would tell that it was."""
+    decision = replace(decision, status=rollout.status)
+    if decision.events in ((), attempts.told):
+        return replace(decision, events=())
+    attempts.told = decision.events
     _log.error("status unreadable", rollout=rollout.identity.key, problems=rollout.status_problems)
-    return Decision(rollout.status, events=(Event("StatusUnreadable", message, warning=True),))
+    return decision
 
 
 class Worker:
@@ -191,7 +188,8 @@ class Worker:
     async def _decide(self, rollout: Rollout, attempts: Attempts) -> Decision:
         core, now = self._parts.core, self._parts.clock.now
         if rollout.status_problems:
-            return _leave_alone(rollout, attempts)
+            unread = core.decide_unread(rollout.spec, rollout.identity, rollout.status_problems, now())
+            return _said_once(rollout, unread, attempts)
         if rollout.spec is None or (rollout.problems and not _must_go_on(rollout)):
             return core.decide_invalid(rollout.status, rollout.identity, rollout.problems, now())
         wake = partial(self._parts.queue.add, rollout.identity.key)

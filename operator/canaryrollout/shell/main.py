@@ -28,6 +28,7 @@ from canaryrollout.adapters.prometheus_client import Provider
 from canaryrollout.adapters.store import KubernetesStore
 from canaryrollout.api.crd import GROUP, VERSION
 from canaryrollout.domain.decide import decide, decide_invalid
+from canaryrollout.domain.letting_go import decide_unread
 from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.settings import DomainSettings
@@ -264,6 +265,7 @@ def core(settings: DomainSettings) -> Core:
         needs=partial(needs, settings=settings),
         decide=partial(decide, settings=settings),
         decide_invalid=decide_invalid,
+        decide_unread=partial(decide_unread, settings=settings),
     )
 
 

@@ -81,6 +81,7 @@ class Timings(Block):
     poll: Duration | None = None
     retry: Duration | None = None
     blocked_retry: Duration | None = None
+    release: Duration | None = None
     stable_settle: Duration | None = None
 
 

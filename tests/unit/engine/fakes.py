@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.decision import Action, Decision, Event, Needs
 from canaryrollout.domain.evidence import Evidence, EvidenceRequest, Preflight, PreflightRequest
+from canaryrollout.domain.letting_go import decide_unread
 from canaryrollout.domain.observation import Endpoints, Identity, Mesh, Missing, Observation, Unreadable
+from canaryrollout.domain.settings import DomainSettings
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.elector import Leading
 from canaryrollout.engine.engine import Engine, Ports
@@ -165,6 +168,7 @@ def core(decide: Decide, needs: Needs | None = None) -> Core:
         decide_invalid=lambda status, identity, problems, now: Decision(
             status.model_copy(update={"phase": Phase.BLOCKED, "message": "; ".join(problems)})
         ),
+        decide_unread=partial(decide_unread, settings=DomainSettings()),
     )
 
 

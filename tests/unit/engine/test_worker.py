@@ -333,6 +333,16 @@ async def test_a_status_that_cannot_be_read_is_never_written_over(world: World) 
     assert world.events == [(KEY, "StatusUnreadable")], "said once, whatever the number of passes"
 
 
+async def test_a_deleted_object_whose_status_cannot_be_read_is_let_go_after_a_while(world: World) -> None:
+    known = rollout(phase=None, deleting=True, finalizer=True, deleted_at=EPOCH)
+    world.put(replace(known, status_problems=("status.phase: 'Baking' is not a phase",)))
+    await run(world, script(move(Order.MESH_FIRST, weights("reviews"))), 2000)
+    (released,) = world.at("set_finalizer")
+    assert 600 <= released < 601
+    assert world.statuses == []
+    assert world.events == [(KEY, "StatusUnreadable"), (KEY, "ReleasedUnfinished")]
+
+
 async def test_a_readable_spec_with_problems_is_answered_unless_traffic_has_to_be_taken_back(world: World) -> None:
     seen: list[Observation] = []
     world.put(replace(rollout("idle", phase=None), problems=("spec.host lies elsewhere",)))
