@@ -53,6 +53,7 @@ TIMINGS: Final = {
     "poll": "500ms",
     "retry": "500ms",
     "blockedRetry": "1s",
+    "release": "6s",
 }
 PATIENCE_SECONDS: Final = 60.0
 _TIME: Final = re.compile(r"(At|Since|[tT]ime|deadline|notBefore)$")
