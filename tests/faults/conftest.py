@@ -9,7 +9,7 @@ import pytest
 from lab.demo.scene import grants
 from lab.mesh import Lab
 from tests.faults.cluster import VIRTUAL_SERVICES, Cluster, Document, Kind, Witness
-from tests.faults.life import NAME, Ground, host_of, shares
+from tests.faults.life import LIFE, NAME, Ground, host_of, shares
 from tests.faults.rows import Row
 from tests.faults.traffic import running_traffic
 from tests.operatorprocess import NAMESPACE, definition
@@ -26,8 +26,9 @@ def ground(apiserver: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with running_traffic() as traffic:
 
         def follow(kind: Kind, document: Document) -> None:
-            if kind == VIRTUAL_SERVICES and document["metadata"]["name"] == NAME:
-                traffic.weigh(host_of(document["metadata"]["namespace"]), shares(document))
+            namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
+            if kind == VIRTUAL_SERVICES and name == NAME and namespace.startswith(LIFE):
+                traffic.weigh(host_of(namespace), shares(document))
 
         cluster = Cluster(apiserver)
         witness = Witness(cluster, follow)

@@ -36,6 +36,8 @@ from tests.faults.cluster import (
 from tests.faults.traffic import SCRAPE_SECONDS, Traffic
 
 NAME: Final = "reviews"
+LIFE: Final = "life-"
+"""What names of their namespaces begin with."""
 STEPS: Final = (20, 60, 100)
 ANALYSIS: Final[Mapping[str, Any]] = {
     "mode": "Threshold",
@@ -142,7 +144,7 @@ class Life:
 
     def neighbor(self) -> Life:
         """Furnish another namespace, whose rollout the same operator serves from its next start on."""
-        life = Life(self.ground, f"life-{next(_numbers)}", self.proxy, self.elected, self.lease, self.stack)
+        life = Life(self.ground, f"{LIFE}{next(_numbers)}", self.proxy, self.elected, self.lease, self.stack)
         life.furnish()
         self.stack.callback(self.ground.traffic.forget, host_of(life.namespace))
         self.neighbors.append(life)
@@ -398,7 +400,7 @@ def _bare(document: dict[str, Any], namespace: str) -> dict[str, Any]:
 @contextmanager
 def new_life(ground: Ground, *, elected: bool = False, **lease: str) -> Iterator[Life]:
     """Open a namespace with a service, and a proxy for an operator that is not started yet."""
-    namespace = f"life-{next(_numbers)}"
+    namespace = f"{LIFE}{next(_numbers)}"
     with ExitStack() as stack:
         proxy = stack.enter_context(FaultProxy(ground.lab.kubeconfig_for("operator")))
         life = Life(ground, namespace, proxy, elected, lease, stack)
