@@ -2,7 +2,8 @@
 
 Blocks arrive in order and stay. Blocks that came with a warning are provisional: their counts may be partial, so they
 are asked for again together with the next ones, and replaced by the first answer without a warning. Where there are
-many of them only the newest are; the first answer without a warning then lets all be asked for anew. Times are those
+many of them only the newest are; the first answer without a warning then lets all be asked for anew. Of a very long
+step the oldest blocks are dropped, see `EvidenceRequest.first_kept`. Times are those
 that callers pass; nothing here reads a clock or asks anybody.
 """
 
@@ -15,7 +16,7 @@ from typing import Final
 
 from canaryrollout.adapters.prometheus_counts import Reading
 from canaryrollout.adapters.prometheus_own import OwnReadings
-from canaryrollout.domain.evidence import Block, Evidence, EvidenceRequest
+from canaryrollout.domain.evidence import KEPT_BLOCKS, Block, Evidence, EvidenceRequest
 
 MAX_BLOCKS: Final = 100
 """How many blocks one answer may bring; more are fetched one answer after the other."""
@@ -23,6 +24,7 @@ MAX_PROVISIONAL: Final = 50
 """How many blocks that came with a warning are asked for again each time; older ones wait for an answer without."""
 MAX_NOTES: Final = 3
 FIRST_RETRY: Final = timedelta(seconds=1)
+DROPPED: Final = f"of this long step only the newest {KEPT_BLOCKS:,} intervals or more are counted"
 LIVE_INTERVALS: Final = 2
 LIVE_AT_LEAST: Final = timedelta(seconds=30)
 
@@ -72,6 +74,7 @@ class Entry:
         wake: Whom to tell, as of the last asking.
         asked_at: When it was asked for last.
         own: Readings of the user's own queries.
+        begin: Where the first block begins.
         blocks: Blocks that will not change; those from ``sound`` on may once no warning comes any more.
         provisional: Blocks after them that came with a warning.
         warnings: Warnings about the provisional blocks.
@@ -90,6 +93,7 @@ class Entry:
     wake: Callable[[], None]
     asked_at: datetime
     own: OwnReadings = field(init=False)
+    begin: datetime = field(init=False)
     blocks: tuple[Block, ...] = ()
     provisional: tuple[Block, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -105,6 +109,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         self.own = OwnReadings(self.request)
+        self.begin = self.request.start
 
     def evidence(self) -> Evidence | None:
         """Return what is at hand; ``None`` when nothing was fetched yet."""
@@ -117,7 +122,7 @@ class Entry:
             error=self.error,
             error_since=self.error_since,
             warnings=tuple(sorted({*self.kept_warnings, *self.warnings, *self.own.warnings})),
-            notes=self.notes,
+            notes=self.notes if self.begin == self.request.start else (*self.notes, DROPPED),
             metrics=metrics,
         )
 
@@ -132,7 +137,9 @@ class Entry:
         self._forget_after(now)
         if self._pausing(now):
             return ()
-        begin = self.blocks[-1].end if self.blocks else self.request.start
+        if not self.blocks:
+            self.begin = max(self.begin, self.request.first_kept(now - lag))
+        begin = self.blocks[-1].end if self.blocks else self.begin
         at_once = max(MAX_BLOCKS >> self.failures, 1)  # a range may be too much for a server; fewer blocks are less
         ends = tuple(self.request.ends(begin, now - lag)[:at_once])
         if not ends:
@@ -191,6 +198,8 @@ class Entry:
     def _forget_after(self, now: datetime) -> None:
         """Drop what ends in the future: it was counted before its time, as the clock has been set back since."""
         self.own.forget_after(now)
+        if self.begin > now:
+            self.begin = self.request.start
         newest = self.provisional or self.blocks
         if not newest or newest[-1].end <= now:
             return
@@ -220,13 +229,24 @@ class Entry:
             self.blocks = self.blocks[: self.sound] if self.kept_warnings else self.blocks + blocks
             self.provisional = self.kept_warnings = ()
             self.not_before = None
+        self._drop_oldest()
         self.failures = 0
         self.error = self.edge_problem = found[-1].problem
         self.error_since = (self.error_since or now) if self.error else None
 
+    def _drop_oldest(self) -> None:
+        """Drop what a very long step needs no more room for."""
+        newest = self.provisional or self.blocks
+        begin = self.request.first_kept(newest[-1].end) if newest else self.begin
+        if begin <= self.begin:
+            return
+        kept = tuple(block for block in self.blocks if block.start >= begin)
+        self.sound = max(self.sound - (len(self.blocks) - len(kept)), 0)
+        self.begin, self.blocks = begin, kept
+
     def _joined(self, blocks: Iterable[Block]) -> tuple[Block, ...]:
         """Return blocks that begin with the very time at which the one before ends: a long step has thousands."""
-        joined, begin = [], self.blocks[-1].end if self.blocks else self.request.start
+        joined, begin = [], self.blocks[-1].end if self.blocks else self.begin
         for block in blocks:
             joined.append(replace(block, start=begin))
             begin = block.end

@@ -18,6 +18,9 @@ from typing import Final, overload
 from canaryrollout.api.status import Counts
 
 NO_COUNTS: Final = Counts()
+KEPT_BLOCKS: Final = 2880
+"""How many blocks of a long step are counted at least, and fewer than twice as many at most: 8 to 16 hours at intervals
+of 10 s. It bounds what a step costs: 4 MiB, and a second to weigh all of it after a restart."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -73,6 +76,19 @@ class EvidenceRequest:
     def first_end(self) -> datetime:
         """Return the end of the first block."""
         return self.until if self.until is not None else after(self.start, self.interval)
+
+    def first_kept(self, now: datetime) -> datetime:
+        """Return where the evidence begins that is kept: at the start, or in a very long step later.
+
+        A step may last for weeks, with a block for every second of them, and each look goes over all blocks. So the
+        oldest are dropped, many at a time: which ones depends on the request and the time alone, whoever asks.
+
+        Args:
+            now: The newest time that can be asked for.
+        """
+        ends = self.ends(self.start, now)
+        dropped = max(len(ends) // KEPT_BLOCKS - 1, 0) * KEPT_BLOCKS
+        return ends[dropped - 1] if dropped else self.start
 
     def ends(self, begin: datetime, now: datetime) -> Sequence[datetime]:
         """Return the ends of the blocks that begin at ``begin`` or later and have ended by ``now``, oldest first.
@@ -230,7 +246,7 @@ class Evidence:
 
     Attributes:
         request: The question.
-        blocks: Complete blocks from ``request.start`` on, without gaps, oldest first.
+        blocks: Complete blocks from ``request.first_kept`` on, without gaps, oldest first.
         error: Why the newest fetch failed; empty when it did not. Blocks fetched before stay.
         error_since: Since when fetches have failed without a success between.
         warnings: Warnings of the provider about blocks in here (partial data above all). Such blocks are asked for
