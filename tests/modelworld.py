@@ -58,7 +58,8 @@ class ModelWorld(World):
         looping: VirtualServices that a GitOps tool applies again and again.
         deaf: For how many more passes a restarted operator has no evidence.
         aside: Objects that were deleted and may come back.
-        offset: The skew at the last pass that ended well; ``None`` after a restart.
+        offset: The skew when a decision was stored last; ``None`` after a restart.
+        unstored: What was decided last, where it could not be stored.
         unseen_jump: Whether the clock was set while nobody could notice.
     """
 
@@ -72,6 +73,7 @@ class ModelWorld(World):
     deaf: int = 0
     aside: set[str] = field(default_factory=set)
     offset: timedelta | None = None
+    unstored: CanaryRolloutStatus | None = None
     unseen_jump: bool = False
 
     def __post_init__(self) -> None:
@@ -124,6 +126,7 @@ class ModelWorld(World):
             claims=self.claims,
             failures=dict(self.failures),
             clock_step=self._clock_step(),
+            unstored=self.unstored,
         )
 
     def _clock_step(self) -> timedelta:
@@ -132,8 +135,6 @@ class ModelWorld(World):
         return self.skew - self.offset
 
     def _carry_out(self, decision: Decision) -> None:
-        tried = list(decision.actions)
-        well = True
         if decision.order is Order.STATUS_FIRST:
             well = self._store(decision)
             if well:
@@ -141,10 +142,8 @@ class ModelWorld(World):
         else:
             well = self._attempt_all(decision)
             well = self._store(decision) and well
-        if well:
-            self.offset, self.unseen_jump = self.skew, False
-            if not tried:
-                self.failures.clear()
+        if well and not decision.actions:
+            self.failures.clear()
 
     def _attempt_all(self, decision: Decision) -> bool:
         results = [self._attempt(action) for action in decision.actions]
@@ -153,16 +152,22 @@ class ModelWorld(World):
     def _store(self, decision: Decision) -> bool:
         after = decision.status.as_object()
         if after == self.status:
+            self._stored()
             return True
         if self.status_refused or not self.api:
             self._fail("Status", "status cannot be written")
+            self.unstored = decision.status
             if self.auditor is not None:
                 self.auditor.lost(self, decision)
             return False
         self.failures.pop("Status", None)
         self.events += [event.reason for event in decision.events]
         self._write("status", lambda: self._keep(after))
+        self._stored()
         return True
+
+    def _stored(self) -> None:
+        self.offset, self.unseen_jump, self.unstored = self.skew, False, None
 
     def _keep(self, status: dict[str, Any]) -> None:
         self.status = copy.deepcopy(status)
@@ -244,7 +249,7 @@ class ModelWorld(World):
         self.unseen_jump = self.unseen_jump or bool(self._clock_step())
         self.failures = {}
         self.deaf = 2
-        self.offset = None
+        self.offset = self.unstored = None
 
     def jump(self, by: timedelta) -> None:
         """Set the operator's clock."""

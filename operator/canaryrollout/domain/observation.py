@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from canaryrollout.api.status import CanaryRolloutStatus
 from canaryrollout.domain.evidence import Evidence, Preflight
 
 
@@ -206,6 +207,7 @@ class Observation:
         failures: Actions that failed last time, by `Action.key`.
         claims: Other rollouts on the same host.
         clock_step: How far the wall clock jumped against the monotonic one since the last pass.
+        unstored: What was decided last, where that could not be written to the object; ``None`` otherwise.
     """
 
     identity: Identity
@@ -218,3 +220,4 @@ class Observation:
     failures: Mapping[str, Failure] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
     clock_step: timedelta = timedelta()
+    unstored: CanaryRolloutStatus | None = None

@@ -6,8 +6,10 @@ lost so many that the traffic could not come back. Endpoints that could not be r
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from canaryrollout.api.quantities import format_duration
-from canaryrollout.api.status import Phase
+from canaryrollout.api.status import Phase, RolloutRecord
 from canaryrollout.domain import rollback
 from canaryrollout.domain.decision import Decision
 from canaryrollout.domain.draft import Draft
@@ -19,6 +21,7 @@ def unready(draft: Draft) -> Decision | None:
     Moments without add up, until it has had endpoints for as long as the grace in one go: a canary that crashes again
     and again is ready in between.
     """
+    _recall(draft)
     case, record = draft.case, draft.record
     if case.ready(record.version) != 0:
         _ready_again(draft)
@@ -33,6 +36,20 @@ def unready(draft: Draft) -> Decision | None:
     return rollback.begin(
         draft, "CanaryUnready", f"{record.version} has had no ready endpoint for {format_duration(grace)}"
     )
+
+
+def _recall(draft: Draft) -> None:
+    """Go on counting from moments that could not be stored: taking traffic back depends on no status write."""
+    record, unstored = draft.record, draft.case.observation.unstored
+    before = unstored.rollout if unstored is not None else None
+    if before is None or _which(before) != _which(record):
+        return
+    seen = {name: getattr(before, name) for name in ("unready_since", "ready_again_at")}
+    draft.rollout(**{name: min(at, draft.case.now) if at is not None else None for name, at in seen.items()})
+
+
+def _which(record: RolloutRecord) -> tuple[str, str, datetime]:
+    return record.version, record.token, record.started_at
 
 
 def _ready_again(draft: Draft) -> None:

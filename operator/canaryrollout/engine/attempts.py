@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from canaryrollout.api.status import CanaryRolloutStatus
 from canaryrollout.domain.decision import Event
 from canaryrollout.domain.observation import Failure
 from canaryrollout.engine.scheduler import fraction
@@ -21,6 +22,9 @@ AGAIN_AT_ONCE = 20
 
 AGAIN_LATER = 1.0
 """How long it has to wait then, in seconds."""
+
+SHORTEST_WAIT = 5.0
+"""How soon at most a pass is repeated because a wait ends while the status cannot be written, in seconds."""
 
 _FIRST_DELAY = 0.25
 _CAP = 30.0
@@ -58,6 +62,7 @@ class Attempts:
         refetch: Whether the object must be read anew before the next decision.
         offset: Wall time minus monotonic time as of the last decision whose status was stored.
         looked: The same at the last look.
+        unstored: A status, and what was decided on it last and could not be stored.
         told: What was last said to be wrong with a status that cannot be read.
     """
 
@@ -70,6 +75,7 @@ class Attempts:
     refetch: bool = False
     offset: float | None = None
     looked: float | None = None
+    unstored: tuple[CanaryRolloutStatus, CanaryRolloutStatus] | None = None
     told: tuple[Event, ...] = ()
 
     def record(self, tried: Collection[str], failed: Mapping[str, str], now: datetime) -> None:
@@ -113,7 +119,11 @@ class Attempts:
 
     def stored(self) -> None:
         """Take note that the status has what was decided, so that no step of the clock is taken in twice."""
-        self.offset = self.looked
+        self.offset, self.unstored = self.looked, None
+
+    def unstored_on(self, status: CanaryRolloutStatus) -> CanaryRolloutStatus | None:
+        """Return what was decided last and could not be stored, unless the status has changed since."""
+        return self.unstored[1] if self.unstored is not None and self.unstored[0] == status else None
 
     def succeeded(self, *, idle: bool) -> None:
         """Start counting anew after a pass that ended well; what failed is forgotten once nothing is to be done."""

@@ -136,6 +136,7 @@ class Engine:
         self._telemetry.leading(leads)
         if not leads:
             self._scheduler.clear()
+            self._worker.follow()
             return
         self._sweep_now.set()
         for key, entry in self._registry.entries():

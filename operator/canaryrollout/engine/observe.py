@@ -72,6 +72,7 @@ class Observer:
             failures=dict(attempts.failures),
             claims=self._registry.claims(rollout.identity.key),
             clock_step=attempts.clock_step(now.timestamp() - self._clock.monotonic()),
+            unstored=attempts.unstored_on(rollout.status),
         )
 
     async def _read_mesh(self, rollout: Rollout, spec: CanaryRolloutSpec, needs: Needs) -> Mesh | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,14 @@ import structlog
 from canaryrollout.api.status import Phase
 from canaryrollout.domain.decision import Decision, Event, Order
 from canaryrollout.engine.act import STATUS_KEY, Executor, Result
-from canaryrollout.engine.attempts import AGAIN_AT_ONCE, AGAIN_LATER, CONFLICTS_AT_ONCE, Attempts, retry_delay
+from canaryrollout.engine.attempts import (
+    AGAIN_AT_ONCE,
+    AGAIN_LATER,
+    CONFLICTS_AT_ONCE,
+    SHORTEST_WAIT,
+    Attempts,
+    retry_delay,
+)
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.observe import Observer
 from canaryrollout.engine.ports import Clock, NotLeading, Rollout, RolloutStore
@@ -112,6 +120,11 @@ class Worker:
     def forget(self, key: str) -> None:
         """Drop what is remembered of a rollout that is gone."""
         self._attempts.pop(key, None)
+
+    def follow(self) -> None:
+        """Drop what was decided and not stored: another replica decides now."""
+        for attempts in self._attempts.values():
+            attempts.unstored = None
 
     async def look(self, key: str) -> Outcome:
         """Make one pass for ``key``; raises nothing but cancellation."""
@@ -216,6 +229,8 @@ class Worker:
         attempts.record(result.tried, failed, now)
         if result.status_written:
             attempts.stored()
+        else:
+            attempts.unstored = None if result.fenced else (result.rollout.status, decision.status)
         self._take_in(result.rollout)
         if result.tried:
             _log.debug("acted", rollout=key, phase=result.rollout.status.phase, tried=result.tried)
@@ -236,7 +251,9 @@ class Worker:
         for what, message in result.errors.items():
             _log.warning("write failed", rollout=key, what=what, error=message)
         if result.errors and (takes_back(decision) or STATUS_KEY in result.errors):
-            self._retry_later(key, urgent=takes_back(decision))
+            ends = decision.wake_at if STATUS_KEY in result.errors else None
+            wait = ends - self._parts.clock.now() if ends is not None else None
+            self._retry_later(key, urgent=takes_back(decision), wait=wait)
             return Outcome.FAILED
         if result.errors:
             attempts.put_off(key, result.errors, self._parts.clock.monotonic())
@@ -281,11 +298,14 @@ class Worker:
         _log.error("rollout asks for one pass after another, slowing down", rollout=key, passes=attempts.again)
         self._parts.scheduler.set(key, self._parts.clock.monotonic() + AGAIN_LATER)
 
-    def _retry_later(self, key: str, *, urgent: bool) -> None:
+    def _retry_later(self, key: str, *, urgent: bool, wait: timedelta | None = None) -> None:
+        """Look again after a pause that grows; where only the status was refused, when a wait ends at the latest."""
         attempts = self._attempts.setdefault(key, Attempts())
         attempts.failed += 1
         attempts.refetch = True
         delay = retry_delay(key, attempts.failed, urgent=urgent)
+        if wait is not None:
+            delay = min(delay, max(wait.total_seconds(), SHORTEST_WAIT))
         self._parts.scheduler.set(key, self._parts.clock.monotonic() + delay)
 
     def _was_taking_back(self, key: str) -> bool:

@@ -404,6 +404,39 @@ async def test_a_jump_of_the_wall_clock_is_shown_once(world: World) -> None:
     assert [observation.clock_step for observation in seen] == [timedelta(), timedelta(hours=1), timedelta()]
 
 
+async def test_what_could_not_be_stored_is_shown_to_the_next_decision(world: World) -> None:
+    seen: list[Observation] = []
+    world.errors = {"write_status": [RuntimeError("refused by a webhook")] * 2}
+    decided = move(Order.STATUS_FIRST)
+    await run(world, script(decided, decided, decided, seen=seen), 10)
+    assert [observation.unstored for observation in seen] == [None, decided.status, decided.status]
+
+
+@pytest.mark.parametrize("change", ["status", "leader"])
+async def test_what_could_not_be_stored_is_forgotten_once_others_decide(world: World, change: str) -> None:
+    seen: list[Observation] = []
+    world.errors = {"write_status": [RuntimeError("refused by a webhook")]}
+    async with Running(engine(world, script(move(Order.STATUS_FIRST), seen=seen))) as subject:
+        subject.seen(world.objects[KEY])
+        await asyncio.sleep(0.1)
+        if change == "status":
+            known = world.objects[KEY]
+            world.put(replace(known, status=known.status.model_copy(update={"message": "theirs"})))
+        else:
+            subject.lead(False)
+            subject.lead(True)
+        await asyncio.sleep(10)
+    assert [observation.unstored for observation in seen] == [None, None]
+
+
+async def test_a_wait_ends_in_time_although_the_status_is_refused(world: World) -> None:
+    world.errors = {"write_status": [RuntimeError("refused")] * 200}
+    wait = replace(move(Order.STATUS_FIRST, weights("a")), wake_at=EPOCH)
+    await run(world, script(*[wait] * 200), 300)
+    attempts = world.at("write_status")
+    assert 1 < attempts[-1] - attempts[-2] <= 5
+
+
 @pytest.mark.parametrize(("what", "jumps"), [("SetWeights/a", [0, 1, 0]), ("write_status", [0, 1, 1])])
 async def test_a_jump_of_the_clock_is_shown_until_the_decision_on_it_is_stored(
     world: World, what: str, jumps: list[int]
