@@ -23,7 +23,7 @@ PAGE: Final = REPO_DIR / "docs" / "reliability.md"
 SECTIONS: Final[Mapping[str, str]] = {
     "Kill at every write": r"kill",
     "API server": r"api_?server|outage",
-    "Mesh writes": r"mesh|webhook|istiod|virtual_?service",
+    "Mesh writes": r"mesh|webhook|istiod|control_plane|virtual_?service",
     "Prometheus": r"prometheus|metrics|provider",
     "Endpoints": r"endpoint|ready|replica|canary",
     "Drift": r"drift|gitops|contest|edit",

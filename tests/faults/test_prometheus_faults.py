@@ -18,7 +18,7 @@ import pytest
 
 from canaryrollout.api.status import Phase
 from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES, WORKLOAD_ENTRIES
-from tests.faults.life import ANALYSIS, NAME, Ground, Life, new_life, shares
+from tests.faults.life import ANALYSIS, Ground, Life, new_life, shares
 from tests.faults.relay import Fault, Relay, Way, doubled, emptied, relay, valued, warned, without_failures
 from tests.faults.rows import Row
 
@@ -147,8 +147,7 @@ class Lives:
     def take_back(self) -> tuple[float, float]:
         """Let a person abort one, and another lose its endpoints; return how long each had traffic after that."""
         cluster, began = self.ground.cluster, time.time()
-        command = {"metadata": {"annotations": {"canaryrollout.io/command": "abort/v2/1"}}}
-        cluster.merge(ROLLOUTS, self.aborted.namespace, NAME, command)
+        self.aborted.command("abort/v2/1")
         cluster.delete(WORKLOAD_ENTRIES, self.lost.namespace, "v2")
         for life in (self.aborted, self.lost):
             life.until(lambda life=life: life.weight == 0, "rollback", 10)  # type: ignore[misc]
