@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from canaryrollout.adapters.istio_shape import covers
 from canaryrollout.domain.naming import CLUSTER_DOMAIN, fqdn
 from canaryrollout.domain.shares import percentages
 
@@ -179,7 +180,7 @@ def _mesh(
     used = {
         key: matching
         for key, of_mesh in bound.items()
-        if services[key].spec.http and (matching := [b for b in of_mesh if _covers(b.hosts, listed.host)])
+        if services[key].spec.http and (matching := [b for b in of_mesh if covers(b.hosts, listed.host)])
     }
     own = [(listed.namespace, name) for name in listed.routes]
     if not used:
@@ -195,10 +196,6 @@ def _mesh(
         names = ", ".join(sorted({name for namespaces in reach for name in namespaces or ()}))
         who = " and ".join("/".join(key) for key in sorted(used))
         yield f"the mesh outside {names}: exportTo of VirtualService {who} leaves it out"
-
-
-def _covers(patterns: Iterable[str], host: str) -> bool:
-    return any(host.endswith(p[1:]) if p.startswith("*") else p == host for p in patterns)
 
 
 def _beside(service: _VirtualService, listed: Listed) -> Iterator[str]:

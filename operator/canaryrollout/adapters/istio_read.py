@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from canaryrollout.adapters.istio_shape import destination_rule_flaw, virtual_service_flaw
+from canaryrollout.adapters.istio_shape import covers, destination_rule_flaw, virtual_service_flaw
 from canaryrollout.api.text import is_plain
 from canaryrollout.domain.naming import CLUSTER_DOMAIN, fqdn
 from canaryrollout.domain.observation import (
@@ -52,7 +52,15 @@ def read_virtual_service(
         written_by_us=writer == manager,
         routes=_read_routes(document, routes, host, domain),
         document=document,
+        names_host=_names_host(document, host, domain),
     )
+
+
+def _names_host(document: Document, host: str, domain: str) -> bool:
+    spec = document.get("spec")
+    hosts = spec.get("hosts") if isinstance(spec, Mapping) else None
+    named = hosts if isinstance(hosts, Sequence) and not isinstance(hosts, str) else ()
+    return covers((fqdn(str(name), document["metadata"]["namespace"], domain) for name in named), host)
 
 
 def read_destination_rule(

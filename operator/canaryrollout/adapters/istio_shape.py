@@ -7,7 +7,7 @@ of `istio_read` need not expect it anywhere. Only what they look at is described
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -73,6 +73,11 @@ def virtual_service_flaw(document: Mapping[str, Any]) -> str:
 def destination_rule_flaw(document: Mapping[str, Any]) -> str:
     """Return what is wrong with the shape of a DestinationRule's spec, for people; empty where nothing is."""
     return _flaw(_DestinationRule, document)
+
+
+def covers(patterns: Iterable[str], host: str) -> bool:
+    """Return whether one of some fully qualified hosts is this one; a pattern may begin with ``*``."""
+    return any(host.endswith(p[1:]) if p.startswith("*") else p == host for p in patterns)
 
 
 def _flaw(shape: type[_Shape], document: Mapping[str, Any]) -> str:

@@ -62,6 +62,28 @@ def rollback_under_way(draft: Draft, off: tuple[RouteView, ...]) -> bool:
     )
 
 
+def naming_host(draft: Draft) -> tuple[str, ...]:
+    """Return the VirtualServices that have the host among their hosts, by name."""
+    services = [route.virtual_service for route in draft.case.traffic.routes]
+    return tuple(sorted({service.name for service in services if service.names_host}))
+
+
+def lost_host(draft: Draft) -> str:
+    """Say which VirtualServices had the host when traffic began to move, and have not now; empty where all still have.
+
+    Requests to the host pass them by then, and meet every version whatever the weights say.
+    """
+    present = naming_host(draft)
+    lost = [name for name in draft.record.host_named_by if name not in present]
+    listed = {route.virtual_service.name for route in draft.case.traffic.routes}
+    if not listed & set(lost):
+        return ""
+    return (
+        f"spec.hosts of VirtualService {' and '.join(lost)} is without {draft.case.spec.host} now, so its weights do "
+        "not count for requests to it: put it back"
+    )
+
+
 def pinned(draft: Draft, route: RouteView) -> bool:
     """Return whether a route that names no subset now was given one by us."""
     return any(change.kind is ChangeKind.DESTINATION for change in _altered(draft, route))

@@ -79,7 +79,7 @@ class VirtualServiceState:
         written_by_us: Whether that manager is this operator.
         routes: State of each managed route, by route name; the only route of a VirtualService whose reference lists
             none has the key ``""``.
-        names_host: Whether the rollout's host is among its hosts, by name or by a wildcard; at a gateway it need not be.
+        names_host: Whether the rollout's host is among its hosts, by name or wildcard; at a gateway it need not be.
         document: The object as read, for the router to plan a guarded patch against; opaque to decisions.
     """
 

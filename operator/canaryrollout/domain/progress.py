@@ -145,6 +145,8 @@ def _drifted(draft: Draft) -> Decision | None:
             "; ".join(flaw.message for flaw in traffic.flaws),
             wake_in=case.settings.poll,
         )
+    if lost := drift.lost_host(draft):
+        return overdue(draft, lost) or draft.move(Phase.BLOCKED, "HostsChanged", lost, wake_in=case.settings.poll)
     stable = draft.status.stable_version or ""
     intent = drift.Intent(stable, record.version, record.weight, Phase.PROGRESSING)
     off = drift.differing(draft, intent)

@@ -30,6 +30,8 @@ def raise_to(draft: Draft, weight: int) -> Decision:
     generations = {route.virtual_service.name: route.virtual_service.generation for route in case.traffic.routes}
     if draft.record.awaiting_since is not None:
         stop_waiting(draft)
+    if not draft.record.weight:
+        draft.rollout(host_named_by=drift.naming_host(draft))
     if draft.record.stable_ready is None:
         draft.rollout(stable_ready=case.ready(draft.status.stable_version))
     draft.rollout(target=Target(weight=weight, set_at=case.now, generations=generations), approved=False)
@@ -55,6 +57,8 @@ def complete(draft: Draft, target: Target) -> Decision:
         reason = "MeshUnreadable" if traffic.unreadable else traffic.flaws[0].reason
         phase = Phase.PROGRESSING if traffic.unreadable else Phase.BLOCKED
         return draft.move(phase, reason, "; ".join(messages), wake_in=case.settings.retry)
+    if lost := drift.lost_host(draft):
+        return draft.move(Phase.BLOCKED, "HostsChanged", lost, wake_in=case.settings.retry)
     ready = case.ready(record.version)
     if ready is not None and ready < draft.required():
         draft.rollout(target=None)

@@ -121,3 +121,20 @@ def test_a_version_that_was_taken_back_is_lowered_at_once_whoever_raises_it() ->
     world.now += timedelta(seconds=90)
     world.step()
     assert world.share("v2") == 0
+
+
+def test_a_virtual_service_that_lost_the_host_blocks_until_it_has_it_again() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    world.edit("reviews", lambda mesh: mesh.update(hosts=["ratings"]))
+    world.step()
+    assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "HostsChanged", 30)
+    assert "spec.hosts of VirtualService reviews is without reviews now" in world.state.message
+    world.edit("reviews", lambda mesh: mesh.update(hosts=["*.svc.cluster.local"]))
+    world.run(60)
+    assert (world.phase, world.share("v2")) == (Phase.PROGRESSING, 30)
+
+
+def test_a_virtual_service_without_the_host_is_none_that_lost_it() -> None:
+    world = World()
+    world.edit("reviews", lambda mesh: mesh.update(hosts=["shop.example.com"], gateways=["shop"]))
+    assert world.run().state.stable_version == "v2"
