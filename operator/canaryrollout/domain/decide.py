@@ -111,8 +111,7 @@ def rival_claim(identity: Identity, *, active: bool, claims: Sequence[Claim]) ->
     Of several on one host an active one wins, else the oldest; uids break ties.
     """
     mine = (not active, identity.created_at, identity.uid)
-    better = [claim for claim in claims if (not claim.active, claim.created_at, claim.uid) < mine]
-    return min(better, key=lambda claim: (not claim.active, claim.created_at, claim.uid), default=None)
+    return min((claim for claim in claims if claim.rank < mine), key=lambda claim: claim.rank, default=None)
 
 
 def _yield_host(draft: Draft, rival: Claim) -> Decision:

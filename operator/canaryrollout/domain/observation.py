@@ -159,6 +159,11 @@ class Claim:
     created_at: datetime
     active: bool
 
+    @property
+    def rank(self) -> tuple[bool, datetime, str]:
+        """Return what decides which of several judges the host: the smallest, so an active one, else the oldest."""
+        return not self.active, self.created_at, self.uid
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -205,7 +210,7 @@ class Observation:
         baseline: Evidence of the window before the first step; ``None`` likewise.
         preflight: What is known of the provider before the first step; ``None`` likewise.
         failures: Actions that failed last time, by `Action.key`.
-        claims: Other rollouts on the same host.
+        claims: The other rollout on the same host that judges it, where there is one.
         clock_step: How far the wall clock jumped against the monotonic one since the last pass.
         unstored: What was decided last, where that could not be written to the object; ``None`` otherwise.
     """

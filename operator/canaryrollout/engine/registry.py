@@ -1,15 +1,16 @@
-"""The rollouts this replica knows, and who claims which host.
+"""The rollouts this replica knows, and who judges which host.
 
 Fed by the watch, by our own writes and by a periodic list. It tells what a change means for the queue: our own status
 writes come back as watch events and mean nothing; a new generation, a command or a deletion means a pass at once.
 A rollout at rest is kept as little more than its name: thousands of them should cost next to nothing, and a pass reads
-the object anew anyway.
+the object anew anyway. Of several on one host all but the one that judges it wait for their turn: they are told when
+that is another, and nothing else of it, or many on one host would keep each other awake.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
@@ -76,6 +77,7 @@ class Registry:
         self._host_of = host_of
         self._entries: dict[str, Entry] = {}
         self._hosts: dict[str, set[str]] = {}
+        self._judges: dict[str, str] = {}
         self._mark = 0
 
     def __len__(self) -> int:
@@ -113,11 +115,12 @@ class Registry:
                 return {}
         entry = self._entry(rollout)
         self._entries[key] = entry
-        if entry.host is not None:
-            self._hosts.setdefault(entry.host, set()).add(key)
+        concerned: dict[str, Priority] = {}
         if known is not None and known.host is not None and known.host != entry.host:
-            self._drop_host(known.host, key)
-        return self._concerned(key, rollout, known, entry)
+            concerned |= self._leave(known.host, key)
+        if entry.host is not None:
+            concerned |= self._stand(entry.host, key)
+        return concerned | self._itself(key, rollout, known, entry)
 
     def forget(self, key: str, uid: str | None = None) -> tuple[Entry | None, dict[str, Priority]]:
         """Drop a rollout that does not exist any more.
@@ -135,17 +138,13 @@ class Registry:
         del self._entries[key]
         if entry.host is None:
             return entry, {}
-        self._drop_host(entry.host, key)
-        return entry, dict.fromkeys(self._hosts.get(entry.host, ()), Priority.ROUTINE)
+        return entry, self._leave(entry.host, key)
 
     def claims(self, key: str) -> tuple[Claim, ...]:
-        """Return the other rollouts on the host of ``key``, oldest first."""
+        """Return the claim of the rollout that judges the host of ``key``, unless that is ``key`` itself."""
         entry = self._entries.get(key)
-        if entry is None or entry.host is None:
-            return ()
-        others = ((other, self._entries[other]) for other in self._hosts.get(entry.host, ()) if other != key)
-        claims = (Claim(other, e.identity.uid, e.identity.created_at, e.active) for other, e in others)
-        return tuple(sorted(claims, key=lambda claim: (claim.created_at, claim.key)))
+        judge = self._judges.get(entry.host) if entry is not None and entry.host is not None else None
+        return () if judge in (None, key) else (self._claim(judge),)
 
     def begin_sweep(self) -> int:
         """Start a mark-and-sweep: what is taken in from now on is marked; pass the result to `sweep`."""
@@ -169,24 +168,43 @@ class Registry:
             mark=self._mark,
         )
 
-    def _drop_host(self, host: str, key: str) -> None:
+    def _claim(self, key: str) -> Claim:
+        entry = self._entries[key]
+        return Claim(key, entry.identity.uid, entry.identity.created_at, entry.active)
+
+    def _stand(self, host: str, key: str) -> dict[str, Priority]:
+        """Let a rollout stand for a host as it is now, and return whom it concerns."""
+        self._hosts.setdefault(host, set()).add(key)
+        judge = self._judges.get(host)
+        if judge == key:
+            return self._appoint(host, key)  # which may have come to rank behind another
+        if judge is None or self._claim(key).rank < self._claim(judge).rank:
+            self._judges[host] = key
+            return self._others(host, key)
+        return {}
+
+    def _leave(self, host: str, key: str) -> dict[str, Priority]:
+        """Take a rollout off a host, and return whom that concerns."""
         keys = self._hosts.get(host, set())
         keys.discard(key)
         if not keys:
             self._hosts.pop(host, None)
+            self._judges.pop(host, None)
+            return {}
+        return self._appoint(host, key) if self._judges.get(host) == key else {}
 
-    def _rivals(self, host: str | None, key: str) -> Iterable[str]:
-        return (other for other in self._hosts.get(host or "", ()) if other != key)
+    def _appoint(self, host: str, before: str) -> dict[str, Priority]:
+        """Find out anew who judges a host, and return whom it concerns that it is another than before."""
+        judge = min(self._hosts[host], key=lambda key: self._claim(key).rank)
+        self._judges[host] = judge
+        return self._others(host, before) if judge != before else {}
 
-    def _concerned(self, key: str, rollout: Rollout, known: Entry | None, entry: Entry) -> dict[str, Priority]:
-        concerned: dict[str, Priority] = {}
-        if known is None or known.host != entry.host or known.active != entry.active:
-            concerned.update(dict.fromkeys(self._rivals(entry.host, key), Priority.ROUTINE))
-        if known is not None and known.host != entry.host:
-            concerned.update(dict.fromkeys(self._rivals(known.host, key), Priority.ROUTINE))
+    def _others(self, host: str, key: str) -> dict[str, Priority]:
+        return dict.fromkeys((other for other in self._hosts[host] if other != key), Priority.ROUTINE)
+
+    @staticmethod
+    def _itself(key: str, rollout: Rollout, known: Entry | None, entry: Entry) -> dict[str, Priority]:
         if known is None or known.identity.uid != entry.identity.uid:
-            if wants_attention(rollout):
-                concerned[key] = Priority.URGENT
-        elif known.identity != entry.identity or known.readable != entry.readable:
-            concerned[key] = Priority.URGENT
-        return concerned
+            return {key: Priority.URGENT} if wants_attention(rollout) else {}
+        changed = known.identity != entry.identity or known.readable != entry.readable
+        return {key: Priority.URGENT} if changed else {}

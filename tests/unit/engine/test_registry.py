@@ -94,15 +94,15 @@ def test_rivals_on_a_host_know_of_each_other(registry: Registry) -> None:
     assert concerned == {"shop/a": Priority.URGENT, "shop/b": Priority.ROUTINE}
     (claim,) = registry.claims("shop/b")
     assert (claim.key, claim.uid, claim.created_at, claim.active) == ("shop/a", "uid-a", EPOCH, True)
-    (claim,) = registry.claims("shop/a")
-    assert (claim.key, claim.active) == ("shop/b", False)
+    assert registry.claims("shop/a") == (), "it judges the host itself"
 
 
 def test_rivals_are_told_when_a_host_becomes_free(registry: Registry) -> None:
-    a, b = rollout("a", phase=Phase.PROGRESSING, version=1), rollout("b", phase=Phase.BLOCKED)
+    a = rollout("a", phase=Phase.PROGRESSING, version=1, created_at=EPOCH + timedelta(seconds=1))
     registry.apply(a)
-    registry.apply(b)
-    assert registry.apply(changed(a, 2, Phase.STABLE)) == {"shop/b": Priority.ROUTINE}
+    registry.apply(rollout("b", phase=Phase.BLOCKED))
+    assert registry.apply(changed(a, 2, Phase.STABLE)) == {"shop/b": Priority.ROUTINE}, "b is the older of two at rest"
+    assert registry.apply(changed(a, 3, Phase.PROGRESSING)) == {"shop/b": Priority.ROUTINE}
     entry, concerned = registry.forget("shop/a")
     assert entry is not None
     assert concerned == {"shop/b": Priority.ROUTINE}
@@ -118,7 +118,27 @@ def test_rivals_are_told_when_a_rollout_moves_to_another_host(registry: Registry
     moved = replace(changed(a, 2, generation=2), spec=other)
     assert registry.apply(moved) == dict.fromkeys(("shop/b", "shop/c"), Priority.ROUTINE) | {"shop/a": Priority.URGENT}
     assert registry.claims("shop/b") == ()
-    assert [claim.key for claim in registry.claims("shop/a")] == ["shop/c"]
+    assert [claim.key for claim in (*registry.claims("shop/a"), *registry.claims("shop/c"))] == ["shop/a"]
+
+
+def test_many_on_one_host_are_woken_only_when_another_comes_to_judge_it(registry: Registry) -> None:
+    many = [rollout(f"r{n}", phase=Phase.BLOCKED, created_at=EPOCH + timedelta(seconds=n)) for n in range(50)]
+    woken = [registry.apply(one) for one in many]
+    assert [set(concerned) for concerned in woken] == [{one.identity.key} for one in many], "each wakes itself"
+    judge, heir = many[0], many[1]
+    assert registry.apply(changed(judge, 2, Phase.PREPARING)) == {}
+    assert registry.apply(changed(judge, 3, Phase.STABLE)) == {}
+    assert registry.apply(changed(many[30], 2, generation=2)) == {"shop/r30": Priority.URGENT}
+    assert len(registry.apply(changed(many[30], 3, Phase.PROGRESSING, generation=2))) == 49, "it was begun: it judges"
+    assert [claim.key for claim in registry.claims(judge.identity.key)] == ["shop/r30"]
+    _, concerned = registry.forget("shop/r40")
+    assert concerned == {}
+    _, concerned = registry.forget("shop/r30")
+    assert len(concerned) == 48
+    assert registry.claims(judge.identity.key) == ()
+    _, concerned = registry.forget(judge.identity.key)
+    assert len(concerned) == 47
+    assert registry.claims(heir.identity.key) == ()
 
 
 def test_a_sweep_finds_what_nobody_has_seen_since(registry: Registry) -> None:
