@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from canaryrollout.api.status import Phase
+from lab.faultproxy import Armed
 from tests.faults.cluster import DESTINATION_RULES, ROLLOUTS, VIRTUAL_SERVICES, WORKLOAD_ENTRIES, Document, Kind
 from tests.faults.life import ANALYSIS, NAME, STEPS, Life, host_of, shares
 
@@ -135,6 +136,18 @@ def objects(life: Life) -> dict[str, Any]:
     }
 
 
+_refused: dict[str, Armed] = {}
+"""Rule by namespace of the life."""
+
+
+def _refuse(life: Life, writes: str) -> None:
+    _refused[life.namespace] = life.rule(f"{writes} answer=503")
+
+
+def _accept(life: Life) -> None:
+    life.proxy.retire(_refused.pop(life.namespace))
+
+
 def _preparing(life: Life) -> None:
     life.until(lambda: standing(life, Phase.PREPARING, "WaitingForCanary"), "wait for the canary")
 
@@ -164,13 +177,13 @@ def _paused(life: Life) -> None:
 
 def _promoting(life: Life) -> None:
     life.until(lambda: life.weight == 100, "last step")
-    life.rule("patch canaryrollouts answer=503")
+    _refuse(life, "patch canaryrollouts")
     life.until(lambda: standing(life, Phase.PROMOTING), "promotion that is not cleaned up")
 
 
 def _rolling_back(life: Life) -> None:
     life.until(lambda: in_effect(life, STEPS[0]), "first step")
-    life.rule("patch virtualservices answer=503")
+    _refuse(life, "patch virtualservices")
     life.fail("v2")
     life.until(lambda: standing(life, Phase.ROLLING_BACK), "rollback that does not come through")
 
@@ -203,7 +216,7 @@ def _flow(life: Life) -> None:
 
 def _healthy(life: Life) -> None:
     life.fail("v2", 0.0)
-    life.proxy.calm()
+    _accept(life)
 
 
 def _no_routes(life: Life) -> None:
@@ -230,7 +243,7 @@ PHASES: Final[Mapping[str, Held]] = {
     "awaiting approval": Held(_awaiting, lambda _: None, {"steps": ASKING}),
     "paused": Held(_paused, lambda life: edit(life, paused=False)),
     "last step": Held(_holding(100), _flow, before=_dry(100, ENOUGH // 2)),
-    "promoting": Held(_promoting, lambda life: life.proxy.calm()),
+    "promoting": Held(_promoting, _accept),
     "rolling back": Held(_rolling_back, _healthy),
     "rolled back": Held(_rolled_back, lambda _: None),
     "blocked, stable gone": Held(_stable_gone, lambda life: entry(life, "v1")),

@@ -164,8 +164,8 @@ def run(ground: Ground, table: list[Row], cells: Sequence[tuple[str, str]]) -> N
     def tried(cell: tuple[str, str]) -> str:
         try:
             changed(ground, *cell)
-        except AssertionError as error:
-            return f"{cell[1]} while {cell[0]}: {error}"
+        except Exception as error:  # noqa: BLE001 - the rest is tried all the same
+            return f"{cell[1]} while {cell[0]}: {str(error) or repr(error)}"
         return ""
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
