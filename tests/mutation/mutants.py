@@ -1,18 +1,19 @@
 """Small faults for a module, one at a time: what a slip of the pen or of the mind would leave behind.
 
-Comparisons are turned or moved by one, conditions negated, ``and`` and ``or`` exchanged, numbers changed by one, sums
-and differences exchanged, and calls whose result nobody uses left out. Tests that stay green on such a module did not
-look there.
+Comparisons are turned or moved by one, conditions negated, one side of an ``and`` or ``or`` left out, numbers changed
+by one, sums and differences, smallest and largest, any and all exchanged, and calls whose result nobody uses left out.
+Tests that stay green on such a module did not look there.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 _COMPARISONS: Final[dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]]] = {
     ast.Lt: (ast.LtE, ast.Gt),
@@ -33,6 +34,9 @@ _ARITHMETIC: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.FloorDiv: ast.Mult,
     ast.Div: ast.Mult,
 }
+_OPPOSITES: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
+_SILENT: Final = ("annotation", "returns", "decorator_list", "type_params", "cause")
+"""Fields of the syntax tree in which nothing can go wrong while a program runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,67 +44,119 @@ class Mutant:
     """A module with one fault.
 
     Attributes:
-        line: Where it is.
-        before: The expression or statement as it was.
-        after: As it is now.
+        function: Qualified name of the function with the fault; empty where it runs at import.
+        statement: Line in which the statement with the fault begins.
+        line: Where the fault is.
+        key: What it is, named so that it stays the same while lines move.
+        around: Text of the outermost function, or of the statement where it runs at import; lines in it say nothing.
         tree: The module.
     """
 
+    function: str
+    statement: int
     line: int
-    before: str
-    after: str
+    key: str
+    around: str
     tree: ast.Module
 
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    node: ast.AST
+    parents: tuple[ast.AST, ...]
+
     @property
-    def key(self) -> str:
-        """Return a name that stays while lines move."""
-        return f"{_short(self.before)} -> {_short(self.after)}"
+    def function(self) -> str:
+        """Return the function that runs this, named like the outermost one with a class before it."""
+        names: list[str] = []
+        for parent, child in zip(self.parents, (*self.parents[1:], self.node), strict=True):
+            if isinstance(parent, ast.ClassDef):
+                names.append(parent.name)
+            elif isinstance(parent, ast.FunctionDef):
+                return ".".join([*names, parent.name]) if child in parent.body else ""
+        return ""
+
+    @property
+    def around(self) -> str:
+        """Return the text of what has to stay as it is for a result to hold."""
+        chain = [*self.parents, self.node]
+        functions = (node for node in chain if isinstance(node, ast.FunctionDef))
+        return ast.unparse(next(functions, None) or self._statement)
+
+    @property
+    def _statement(self) -> Any:
+        return next(node for node in (self.node, *reversed(self.parents)) if isinstance(node, ast.stmt))
+
+    @property
+    def statement(self) -> int:
+        """Return the line in which the statement begins."""
+        return int(self._statement.lineno)
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Yield every mutant of a module, from top to bottom; type annotations and docstrings are left alone."""
-    places = list(_places(ast.parse(source)))
-    for index, place in enumerate(places):
-        for change in _changes(place):
+    """Yield every mutant of a module, from top to bottom; type annotations, docstrings and texts are left alone."""
+    names: Counter[str] = Counter()
+    for index, place in enumerate(_places(ast.parse(source))):
+        for change in _changes(place.node):
             tree = ast.parse(source)
-            node = list(_places(tree))[index]
-            before = ast.unparse(node)
-            after = change(copy.deepcopy(node))
-            _Replace(node, after).visit(tree)
+            target = list(_places(tree))[index]
+            shown = _shown(target)
+            before = _short(ast.unparse(shown))
+            after = change(copy.deepcopy(target.node))
+            _Replace(target.node, after).visit(tree)
             ast.fix_missing_locations(tree)
-            line = getattr(place, "lineno", 0)
-            yield Mutant(line, before, ast.unparse(after), tree)
+            changed = _short(ast.unparse(after if shown is target.node else shown))
+            name = f"{place.function or 'module'}: {before} -> {changed}"
+            names[name] += 1
+            key = name if names[name] == 1 else f"{name} ({names[name]})"
+            yield Mutant(place.function, place.statement, getattr(place.node, "lineno", 0), key, place.around, tree)
 
 
-def _places(tree: ast.AST) -> Iterator[ast.AST]:
-    """Walk what runs, in order: annotations, docstrings and texts say nothing that could go wrong."""
+def _shown(place: _Place) -> ast.AST:
+    """Return what is shown of a fault: a number alone says nothing."""
+    around = place.parents[-1]
+    return around if isinstance(place.node, ast.Constant) and isinstance(around, ast.expr | ast.keyword) else place.node
+
+
+def _places(tree: ast.AST, parents: tuple[ast.AST, ...] = ()) -> Iterator[_Place]:
+    """Walk what runs, in order."""
     for name, value in ast.iter_fields(tree):
-        if name in ("annotation", "returns", "decorator_list", "type_params") or isinstance(tree, ast.JoinedStr):
+        if name in _SILENT or isinstance(tree, ast.JoinedStr):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield child
-                yield from _places(child)
+                yield _Place(child, (*parents, tree))
+                yield from _places(child, (*parents, tree))
 
 
-def _changes(node: ast.AST) -> Iterator[Callable[[ast.AST], ast.AST]]:
+def _changes(node: ast.AST) -> Iterator[Callable[[Any], ast.AST]]:
     match node:
         case ast.Compare(ops=[op]):
             for other in _COMPARISONS[type(op)]:
                 yield partial(_with, ops=[other()])
-        case ast.BoolOp(op=op):
-            yield lambda n: _with(n, op=ast.Or() if isinstance(op, ast.And) else ast.And())
-        case ast.UnaryOp(op=ast.Not()):
-            yield lambda n: n.operand  # type: ignore[attr-defined]
+        case ast.BoolOp(values=values):
+            for index, value in enumerate(values):
+                if not isinstance(value, ast.Constant):  # what a default is for, the type checker knows
+                    yield partial(_without, index=index)
         case ast.If() | ast.IfExp():
             if not isinstance(node.test, ast.Compare | ast.UnaryOp) and not _is_typing(node.test):
-                yield lambda n: _with(n, test=ast.UnaryOp(ast.Not(), n.test))  # type: ignore[attr-defined]
+                yield lambda n: _with(n, test=ast.UnaryOp(ast.Not(), n.test))
+        case _:
+            yield from _small_changes(node)
+
+
+def _small_changes(node: ast.AST) -> Iterator[Callable[[Any], ast.AST]]:
+    match node:
+        case ast.UnaryOp(op=ast.Not()):
+            yield lambda n: n.operand
         case ast.Constant(value=bool() as truth):
             yield lambda n: ast.Constant(not truth)
         case ast.Constant(value=int() as number):
             yield lambda n: ast.Constant(number + 1)
         case ast.BinOp(op=op) if type(op) in _ARITHMETIC and not isinstance(node.left, ast.JoinedStr):
             yield lambda n: _with(n, op=_ARITHMETIC[type(op)]())
+        case ast.Call(func=ast.Name(id=name)) if name in _OPPOSITES:
+            yield lambda n: _with(n, func=ast.Name(_OPPOSITES[name], ast.Load()))
         case ast.Expr(value=ast.Call()):
             yield lambda n: ast.Pass()
 
@@ -109,10 +165,15 @@ def _is_typing(test: ast.AST) -> bool:
     return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
 
 
-def _with(node: ast.AST, **fields: object) -> ast.AST:
+def _with(node: Any, **fields: object) -> Any:
     for name, value in fields.items():
         setattr(node, name, value)
     return node
+
+
+def _without(node: Any, index: int) -> Any:
+    rest = [value for at, value in enumerate(node.values) if at != index]
+    return rest[0] if len(rest) == 1 else _with(node, values=rest)
 
 
 def _short(text: str) -> str:
