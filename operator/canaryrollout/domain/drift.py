@@ -73,10 +73,9 @@ def lost_host(draft: Draft) -> str:
 
     Requests to the host pass them by then, and meet every version whatever the weights say.
     """
-    present = naming_host(draft)
-    lost = [name for name in draft.record.host_named_by if name not in present]
-    listed = {route.virtual_service.name for route in draft.case.traffic.routes}
-    if not listed & set(lost):
+    without = {route.virtual_service.name for route in draft.case.traffic.routes} - set(naming_host(draft))
+    lost = [name for name in draft.record.host_named_by if name in without]
+    if not lost:
         return ""
     return (
         f"spec.hosts of VirtualService {' and '.join(lost)} is without {draft.case.spec.host} now, so its weights do "
