@@ -114,7 +114,7 @@ def heard(life: Life) -> bool:
     status, metadata = life.status_of(rollout), rollout["metadata"]
     given = metadata.get("annotations", {}).get("canaryrollout.io/command")
     answered = status.last_command.command if status.last_command else None
-    return status.observed_generation == metadata["generation"] and answered == given
+    return bool(status.observed_generation == metadata["generation"] and answered == given)
 
 
 def rests(life: Life) -> bool:

@@ -1,0 +1,52 @@
+"""Objects past the schema: the API server takes anything for a while, as an older definition may have done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from tests.faults.cluster import ROLLOUTS
+from tests.faults.life import Ground, Life
+from tests.operatorprocess import definition
+
+_DEFINITION: Final = "canaryrollouts.canaryrollout.io"
+_SCHEMA: Final = "/spec/versions/0/schema/openAPIV3Schema"
+_PROBE: Final = "probe"
+_SECONDS: Final = 20.0
+
+
+@contextmanager
+def anything_goes(ground: Ground, life: Life) -> Iterator[None]:
+    """Let the API server store any CanaryRollout to the end of the block; what was stored stays after it."""
+    value = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    patch = json.dumps([{"op": "replace", "path": _SCHEMA, "value": value}])
+    ground.lab.kubectl("patch", "crd", _DEFINITION, "--type=json", "-p", patch)
+    try:
+        _until(lambda: _taken(life), "it takes any object")
+        yield
+    finally:
+        definition(ground.lab)
+        _until(lambda: not _taken(life), "it minds the schema again")
+
+
+def _taken(life: Life) -> bool:
+    cluster = life.ground.cluster
+    metadata = {"name": _PROBE, "namespace": life.namespace, "annotations": {"canaryrollout.io/probe": "yes"}}
+    document = {"apiVersion": "canaryrollout.io/v1alpha1", "kind": "CanaryRollout", "metadata": metadata, "spec": 7}
+    try:
+        cluster.create(ROLLOUTS, life.namespace, document)
+    except AssertionError:
+        return False
+    with suppress(AssertionError):
+        cluster.delete(ROLLOUTS, life.namespace, _PROBE)
+    return True
+
+
+def _until(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {_SECONDS:g} s: {what}"
+        time.sleep(0.2)
