@@ -1,0 +1,174 @@
+"""Taking the traffic back: what it depends on, what withholds it, and what is said where it cannot be done."""
+
+from __future__ import annotations
+
+import copy
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from canaryrollout.api.status import Phase
+from tests.world import World, destination, spec, virtual_service
+
+TWO = {
+    "virtualServices": [{"name": "reviews"}, {"name": "gateway", "routes": ["primary"]}],
+    "destinationRule": {"name": "reviews"},
+}
+
+
+def at(weight: int, **fields: Any) -> World:
+    """Return a world in which the canary has just got this weight."""
+    return World(**fields).run(until=lambda w: w.share("v2") == weight and w.state.weight == weight)
+
+
+def on_two(weight: int) -> World:
+    gateway = virtual_service("gateway", {"name": "primary", "route": [destination("v1", 100)]})
+    return at(weight, rollout=spec(istio=TWO), services={"reviews": virtual_service(), "gateway": gateway})
+
+
+def history(world: World) -> list[str]:
+    return [entry.reason for entry in world.state.history]
+
+
+def test_one_virtual_service_that_refuses_delays_no_other() -> None:
+    world = on_two(30)
+    world.refusing = frozenset({"reviews"})
+    world.command = "abort/v2/1"
+    world.step()
+    assert world.shares("v2") == [30, 0]
+    world.run(30)
+    assert (world.phase, world.shares("v2")) == (Phase.ROLLING_BACK, [30, 0])
+    world.refusing = frozenset()
+    world.run(2)
+    assert world.shares("v2") == [0, 0]
+
+
+def test_the_mesh_is_written_before_the_status() -> None:
+    world = at(30)
+    before = len(world.writes)
+    world.command = "abort/v2/1"
+    world.step()
+    assert world.writes[before:] == ["SetWeights/reviews", "status"]
+
+
+def test_a_rollback_that_nobody_wrote_down_is_finished_by_a_successor() -> None:
+    world = on_two(30)
+    world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+    rehearsal, before = copy.deepcopy(world), len(world.writes)
+    rehearsal.run(until=lambda w: "GateFailed" in w.events)
+    world.crash_at = before + 2 + rehearsal.writes[before:].index("SetWeights/reviews")
+    world.run(60, until=lambda w: len(w.writes) == w.crash_at)
+    assert sorted(world.shares("v2")) == [0, 30]
+    world.crash_at, world.prometheus = None, False
+    world.run(3)
+    assert world.shares("v2") == [0, 0]
+    world.run()
+    assert world.phase is Phase.ROLLED_BACK
+    assert "WeightReasserted" not in history(world)
+
+
+def test_a_rollback_in_the_middle_of_a_raise_is_finished_by_a_successor() -> None:
+    world = on_two(10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: sorted(w.shares("v2")) == [10, 30])
+    world.refusing = frozenset()
+    world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+    world.command = "abort/v2/1"
+    world.crash_at = len(world.writes) + 2
+    world.run(5, until=lambda w: len(w.writes) == w.crash_at)
+    assert 0 in world.shares("v2")
+    world.crash_at, world.command = None, ""
+    world.run(3)
+    assert world.shares("v2") == [0, 0]
+    assert world.run().phase is Phase.ROLLED_BACK
+    assert max(weight for _, weight in world.weights) == 30
+
+
+def test_traffic_on_a_route_that_cannot_be_moved_any_more_is_named_until_it_is_gone() -> None:
+    world = at(30)
+    world.edit("reviews", lambda mesh: mesh["http"][0]["route"].append(destination("v9", 10)))
+    world.command = "abort/v2/1"
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "TooManyDestinations")
+    assert "v2 should be taken to 0 (a person gave the abort command)" in world.state.message
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 100)]))
+    world.run(60)
+    assert world.phase is Phase.ROLLED_BACK
+
+
+def test_it_is_not_called_done_while_a_virtual_service_cannot_be_read() -> None:
+    world = at(30)
+    world.command = "abort/v2/1"
+    world.step()
+    world.api = False
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.ROLLING_BACK, "MeshUnreadable")
+    assert "cannot see whether v2 is at 0 everywhere" in world.state.message
+    world.api = True
+    assert world.run().phase is Phase.ROLLED_BACK
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_traffic_stays_on_the_canary_while_stable_is_gone(deleting: bool) -> None:
+    world = at(30)
+    world.ready = {"v2": 2}
+    world.command, world.deleting = "" if deleting else "abort/v2/1", deleting
+    world.run(60)
+    assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableGone", 30)
+    world.ready = {"v1": 1, "v2": 2}
+    world.run(5)
+    assert world.share("v2") == 0
+
+
+def test_an_object_that_goes_is_not_kept_by_two_versions_that_are_gone() -> None:
+    world = at(30)
+    world.ready, world.deleting = {}, True
+    world.run(60)
+    assert (world.share("v2"), world.finalizer) == (0, False)
+
+
+def test_a_baseline_is_kept_for_the_version_that_follows_at_once() -> None:
+    world = at(30)
+    measured = world.state.rollout
+    assert measured is not None
+    assert measured.baseline is not None
+    world.apply(version="v3")
+    world.run(until=lambda w: w.state.rollout is not None and w.state.rollout.version == "v3")
+    started = world.state.rollout
+    assert started is not None
+    assert started.baseline == measured.baseline
+
+
+def test_what_was_taken_back_says_why_and_stays_so() -> None:
+    world = at(30)
+    world.command = "abort/v2/1"
+    world.run()
+    record = world.state.rollout
+    assert record is not None
+    assert (world.phase, world.reason, record.weight) == (Phase.ROLLED_BACK, "Aborted", 0)
+    assert world.state.message == "v2 was taken back: a person gave the abort command"
+    assert "all traffic is on v1 again: a person gave the abort command" in [e.message for e in world.state.history]
+    world.now += timedelta(days=1)
+    world.run()
+    assert world.share("v2") == 0
+
+
+def test_going_back_to_stable_ends_at_rest_and_not_as_a_failure() -> None:
+    world = at(30)
+    world.apply(version="v1")
+    world.run()
+    assert (world.phase, world.state.stable_version, world.state.rollout) == (Phase.STABLE, "v1", None)
+    assert history(world)[-2:] == ["SpecReverted", "RolledBack"]
+
+
+def test_a_canary_that_cannot_be_taken_anywhere_is_named() -> None:
+    world = at(30)
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [s for s in world.rule["spec"]["subsets"] if s["name"] == "v2"]
+    world.status["subsets"] = {"v2": "v2"}
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v2", 100)]))
+    world.command = "abort/v2/1"
+    world.run(10)
+    assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableUnknown", 100)
+    assert "no subset of v1 is known to take it back to" in world.state.message
