@@ -63,7 +63,6 @@ class Outcome:
         applied: Writes that were done, by kind.
         redundant: Those that brought nothing new.
         killed: Whether the operator was killed.
-        reasonless: Whether it was when the traffic was back and the reason not yet in status.
     """
 
     end: dict[str, Any]
@@ -71,7 +70,6 @@ class Outcome:
     applied: Counter[str]
     redundant: list[str]
     killed: bool
-    reasonless: bool
 
 
 def lived(ground: Ground, kind: str, point: Point | None = None) -> Outcome:
@@ -85,7 +83,6 @@ def lived(ground: Ground, kind: str, point: Point | None = None) -> Outcome:
             life.rule(f"{point.kind} n={point.number} kill{'-after' if point.after else ''}")
         life.begin()
         killed = point is not None and _killed(life)
-        reasonless = killed and life.gave_no_reason
         if killed:
             life.start()
         life.until(lambda: life.ended, "end")
@@ -95,7 +92,7 @@ def lived(ground: Ground, kind: str, point: Point | None = None) -> Outcome:
         assert life.program is not None
         errors = [line for line in life.program.log if line.get("level") in ("error", "critical", "unreadable")]
         assert errors == [], life.story()
-        return Outcome(life.end(), life.weights(), life.applied(), life.redundant(), killed, reasonless)
+        return Outcome(life.end(), life.weights(), life.applied(), life.redundant(), killed)
 
 
 def _killed(life: Life) -> bool:
@@ -173,9 +170,6 @@ def _problem(kind: str, lives: Sequence[Outcome], point: Point, outcome: Outcome
     if outcome.weights != LIVES[kind]:
         return f"weights were {outcome.weights}"
     end = lives[0].end
-    if outcome.reasonless:
-        # Why the weights were back was known to nobody but the operator that died.
-        end = _reasoned(end, "RollbackResumed")
     if outcome.end != end:
         different = {key: (outcome.end[key], value) for key, value in end.items() if outcome.end[key] != value}
         return f"ended with (undisturbed: second) {different}"
@@ -184,13 +178,6 @@ def _problem(kind: str, lives: Sequence[Outcome], point: Point, outcome: Outcome
     del extra[STATUS]
     more = [*extra.elements(), *outcome.redundant]
     return f"wrote {', '.join(more)} beyond an undisturbed life" if len(more) > 1 else ""
-
-
-def _reasoned(end: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """Return an end with another reason of the rollback."""
-    version, _, *rest = end["record"]
-    conditions = {kind: (status, reason) for kind, (status, _) in end["conditions"].items()}
-    return {**end, "record": (version, reason, *rest), "conditions": conditions}
 
 
 def _most(lives: Sequence[Outcome]) -> Counter[str]:

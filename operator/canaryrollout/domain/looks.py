@@ -23,6 +23,16 @@ def opening_window(applied_at: datetime, propagation: timedelta) -> tuple[dateti
     return applied_at - propagation, grid_start(applied_at, propagation)
 
 
+def is_due(draft: Draft) -> bool:
+    """Return whether the provider has had time to know of any evidence on the weight in force."""
+    case, applied_at = draft.case, draft.record.applied_at
+    if applied_at is None:
+        return False
+    analysis = case.spec.analysis
+    first = after(grid_start(applied_at, case.settings.propagation), analysis.interval)
+    return first + case.settings.lag_of(analysis.provider) <= case.now
+
+
 def next_look(draft: Draft) -> datetime:
     """Return when new evidence is due, a wait ends, or the mesh should be looked at again."""
     case, record = draft.case, draft.record

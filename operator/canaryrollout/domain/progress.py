@@ -16,7 +16,7 @@ from canaryrollout.domain.convergence import Finding, State
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.gates import judge
-from canaryrollout.domain.looks import grid_start, next_look
+from canaryrollout.domain.looks import grid_start, is_due, next_look
 from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, seen_outage, went_away
 from canaryrollout.domain.pace import Pace
@@ -156,7 +156,7 @@ def _drifted(draft: Draft) -> Decision | None:
             draft.rollout(applied_at=case.now)
         return None
     if drift.rollback_under_way(draft, off):
-        return rollback.begin(draft, "RollbackResumed", "a rollback was under way")
+        return _asking_why(draft) or rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     below = all(route.weight_of(record.version) < record.weight for route in off)
     short = short_of_endpoints(draft, _phase(draft)) if below else None
     if short is not None:
@@ -169,6 +169,22 @@ def _drifted(draft: Draft) -> Decision | None:
         message = f"bringing {names}, now on the list, to {record.weight} %"
         return set_weights(draft, record.weight, Phase.PROGRESSING, "RouteListed", message)
     return drift.answer(draft, intent, off, wake_at=next_look(draft))
+
+
+def _asking_why(draft: Draft) -> Decision | None:
+    """Wait for the first answer of the provider where it may tell why the traffic was taken back.
+
+    Who took it back died before saying so. The evidence is the same for a successor, and `_failed` comes first once it
+    is there. Nothing but the reason waits for it, and not beyond the deadline of the step.
+    """
+    case, record = draft.case, draft.record
+    asked = [case.observation.evidence, *([case.observation.opening] if case.settings.propagation else [])]
+    deadline = steps.deadline(case.spec, record)
+    over = deadline is not None and case.now >= deadline
+    if None not in asked or over or not is_due(draft) or any(case.traffic.weights_of(record.version)):
+        return None
+    message = f"{record.version} has no traffic any more; asking provider {case.spec.analysis.provider} why"
+    return draft.move(Phase.ROLLING_BACK, "RollbackResumed", message, wake_in=case.settings.retry)
 
 
 def _without_subset(draft: Draft) -> Decision | None:

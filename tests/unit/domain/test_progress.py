@@ -276,3 +276,70 @@ def test_what_a_step_passed_on_is_not_held_against_the_canary_again_while_its_we
     assert world.share("v2") == 10, "the raise is refused"
     (limit,) = world.state.gates[0].limits
     assert float(limit.evidence) == pytest.approx(evidence, rel=0.05)
+
+
+class TestRollbackCutShort:
+    """An operator took the traffic back and died before it could say why."""
+
+    @staticmethod
+    def cut_short(**fields: Any) -> World:
+        """Return a world whose operator died once its rollback was in the mesh; the next one has no evidence."""
+        world = at(30, rollout=spec(hold="5m", **fields)).run(60)
+        world.error_rate = lambda version, weight, _: 0.5 if version == "v2" and weight == 30 else 0.0
+        world.crash_at, world.crash_after = len(world.writes) + 1, True
+        world.run(120, until=lambda w: w.share("v2") == 0)
+        world.restarted = True
+        assert (world.phase, world.share("v2")) == (Phase.PROGRESSING, 0)
+        return world
+
+    def test_the_evidence_tells_its_successor_why(self) -> None:
+        world = self.cut_short()
+        world.run(10)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.ROLLING_BACK, "RollbackResumed", 0)
+        assert world.state.message == "v2 has no traffic any more; asking provider default why"
+        assert not record(world).reason
+        world.restarted = False
+        world.run()
+        assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "GateFailed")
+        assert "150 of 300 requests of the canary failed" in record(world).explanation
+        assert "RollbackResumed" not in world.events
+
+    def test_the_end_is_that_of_a_life_without_the_kill(self) -> None:
+        cut, whole = self.cut_short(), at(30, rollout=spec(hold="5m")).run(60)
+        whole.error_rate = cut.error_rate
+        cut.run(3)
+        cut.restarted = False
+        assert cut.run().state.message == whole.run().state.message
+
+    @pytest.mark.parametrize("silent", ["nothing speaks against it", "the provider is away"])
+    def test_where_nothing_tells_the_rollback_ends_without_a_reason(self, silent: str) -> None:
+        world = self.cut_short()
+        world.error_rate = lambda *_: 0.0
+        world._counted.clear()
+        if silent == "the provider is away":
+            world.away_since = record(world).applied_at
+        world.restarted = False
+        world.run()
+        assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "RollbackResumed")
+        assert world.share("v2") == 0
+
+    def test_the_answer_is_awaited_no_longer_than_the_step_may_take(self) -> None:
+        world = self.cut_short(progressDeadline="1m")
+        world.run(3600)
+        assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "RollbackResumed")
+        assert record(world).ended_at is not None
+
+    def test_traffic_that_is_still_there_is_taken_back_first(self) -> None:
+        world = self.cut_short()
+        route = world.services["reviews"]["spec"]["http"][0]["route"]
+        route[0]["weight"], route[1]["weight"] = 80, 20  # as where another of its routes was not reached
+        world.step()
+        assert (world.share("v2"), world.reason) == (0, "RollbackResumed")
+        assert record(world).reason == "RollbackResumed"
+
+    def test_a_weight_without_evidence_yet_is_not_asked_about(self) -> None:
+        world = at(30, rollout=spec(hold="5m"))
+        route = world.services["reviews"]["spec"]["http"][0]["route"]
+        route[0]["weight"], route[1]["weight"] = 100, 0
+        world.step()
+        assert record(world).reason == "RollbackResumed"
