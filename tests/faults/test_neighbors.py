@@ -1,0 +1,262 @@
+"""Rollouts that others are in the way of: on the same host, or with objects that nobody should have written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Final
+
+import pytest
+
+from canaryrollout.api.resource import read_rollout
+from canaryrollout.api.status import CanaryRolloutStatus, Phase
+from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES
+from tests.faults.life import ANALYSIS, NAME, STEPS, TIMINGS, Ground, Life, new_life
+from tests.faults.phases import events, listed, reason
+from tests.faults.rows import Row
+from tests.faults.schemas import anything_goes
+from tests.hostile import is_json, nested, put, rollout, spoiled, statuses
+
+pytestmark = pytest.mark.cluster
+
+OTHER: Final = "other"
+MANY: Final = 50
+PATIENT: Final = {"timings": {**TIMINGS, "blockedRetry": "1h"}}
+"""Nobody looks again by itself, so that what is counted has the cause that it is counted for."""
+SLACK_SECONDS: Final = 5.0
+"""What a rollout beside hostile objects may take longer: a block of evidence or two on a busy machine."""
+
+
+def create(life: Life, name: str, **fields: Any) -> None:
+    """Create a CanaryRollout for the host of a life, under another name than the life's own."""
+    spec = {
+        "version": "v2",
+        "host": NAME,
+        "istio": {"virtualServices": [{"name": NAME}], "destinationRule": {"name": NAME}},
+        "steps": [{"weight": weight} for weight in STEPS],
+        "hold": "0s",
+        "analysis": ANALYSIS,
+        **fields,
+    }
+    put_object(life, name, spec)
+
+
+def put_object(life: Life, name: str, spec: Any) -> None:
+    """Create a CanaryRollout with whatever spec."""
+    document = {"apiVersion": "canaryrollout.io/v1alpha1", "kind": "CanaryRollout", "metadata": {"name": name}}
+    life.ground.cluster.create(ROLLOUTS, life.namespace, {**document, "spec": spec})
+
+
+def status(life: Life, name: str) -> CanaryRolloutStatus:
+    """The newest status of a CanaryRollout of this name."""
+    return life.status_of(life.ground.witness.latest(ROLLOUTS, life.namespace, name))
+
+
+def refused(life: Life, name: str, judge: str) -> bool:
+    """Whether a CanaryRollout is told that another judges its host."""
+    found = status(life, name)
+    return found.phase is Phase.BLOCKED and found.message.startswith(f"{life.namespace}/{judge} judges host")
+
+
+def first_and_second(ground: Ground, first: str, second: str) -> float:
+    """Let a second rollout come to a host and inherit it; return how soon it does."""
+    with new_life(ground) as life:
+        life.start()
+        create(life, first, version="v1")
+        life.until(lambda: status(life, first).phase is Phase.STABLE, "first at rest")
+        time.sleep(1.1)  # creation times are whole seconds; within one, uids decide
+        create(life, second)
+        life.until(lambda: refused(life, second, first), "second refused")
+        assert status(life, first).phase is Phase.STABLE
+        life.until_quiet()
+        assert life.weight == 0
+        began = time.monotonic()
+        ground.cluster.delete(ROLLOUTS, life.namespace, first)
+        life.until(lambda: status(life, second).stable_version == "v1", "second in its place", 10)
+        took = time.monotonic() - began
+        life.until(lambda: status(life, second).stable_version == "v2", "promotion by the second")
+        assert life.weights() == [0, *STEPS]
+        return took
+
+
+def test_of_two_on_one_host_the_second_waits_and_inherits(ground: Ground, table: list[Row]) -> None:
+    orders = ((NAME, OTHER), (OTHER, NAME))
+    with ThreadPoolExecutor(len(orders)) as pool:
+        times = list(pool.map(lambda order: first_and_second(ground, *order), orders))
+    seen = f"the second is Blocked and names the first; {max(times):.1f} s after its deletion at most it takes over"
+    table.append(Row("two CanaryRollouts on one host", "in either order", len(orders), seen))
+
+
+def test_one_that_is_under_way_keeps_its_host_from_an_older_one(ground: Ground, table: list[Row]) -> None:
+    """The older one comes to the host by an edit, in the middle of the other's rollout."""
+    with new_life(ground) as life:
+        life.start()
+        create(life, OTHER, host="elsewhere")
+        life.until(lambda: status(life, OTHER).phase is not None, "answer to the one elsewhere")
+        time.sleep(1.1)
+        life.begin(steps=[{"weight": STEPS[0]}, {"weight": STEPS[1], "approval": "Required"}, {"weight": 100}])
+        life.until(lambda: reason(life) == "AwaitingApproval", "question for approval")
+        life.ground.cluster.merge(ROLLOUTS, life.namespace, OTHER, {"spec": {"host": NAME}})
+        life.until(lambda: refused(life, OTHER, NAME), "older one refused")
+        life.command("approve/v2/1")
+        life.until(lambda: life.ended, "promotion")
+        assert life.weights() == [0, *STEPS]
+        life.check_raises()
+    table.append(Row("an older CanaryRollout comes to the host", "while another is under way", 1, "it waits"))
+
+
+def passes(life: Life) -> int:
+    """How often the operator has looked at any rollout."""
+    assert life.program is not None
+    figures = life.program.metrics()
+    return round(sum(value for (name, *_), value in figures.items() if name == "canaryrollout_passes_total"))
+
+
+def spent(life: Life, doing: Callable[[], object], until: Callable[[], object]) -> tuple[int, int]:
+    """Passes and requests that something costs until the operator is quiet again."""
+    life.until(lambda: idle(life), "rest")
+    looked, asked = passes(life), len(life.proxy.entries())
+    doing()
+    life.until(until, "what was waited for")
+    life.until(lambda: idle(life), "rest")
+    return passes(life) - looked, len(life.proxy.entries()) - asked
+
+
+def idle(life: Life) -> bool:
+    """Whether the operator looks at nothing any more."""
+    before = passes(life)
+    time.sleep(0.7)
+    return passes(life) == before and life.quiet()
+
+
+def crowd(ground: Ground, size: int) -> dict[str, tuple[int, int]]:
+    """Let so many rollouts be on one host, and return passes and requests by what happens to one of them."""
+    with new_life(ground) as life:
+        life.start(**PATIENT)
+        create(life, "r-000", version="v1")
+        life.until(lambda: status(life, "r-000").phase is Phase.STABLE, "first at rest")
+        time.sleep(1.1)
+        names = [f"r-{number:03}" for number in range(1, size)]
+        found = {}
+
+        def come() -> None:
+            for name in names:
+                create(life, name, version="v1")
+
+        found["all come"] = spent(life, come, lambda: all(refused(life, name, "r-000") for name in names))
+        edit = {"spec": {"hold": "1s"}}
+        found["one that waits is edited"] = spent(
+            life,
+            lambda: ground.cluster.merge(ROLLOUTS, life.namespace, names[-1], edit),
+            lambda: status(life, names[-1]).observed_generation == 2,
+        )
+        found["the judge is edited"] = spent(
+            life,
+            lambda: ground.cluster.merge(ROLLOUTS, life.namespace, "r-000", edit),
+            lambda: status(life, "r-000").observed_generation == 2,
+        )
+        found["the judge goes"] = spent(
+            life,
+            lambda: ground.cluster.delete(ROLLOUTS, life.namespace, "r-000"),
+            lambda: sum(status(life, name).phase is Phase.STABLE for name in names) == 1,
+        )
+        return found
+
+
+def test_many_on_one_host_cost_no_more_than_their_number(ground: Ground, table: list[Row]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        few, many = pool.map(lambda size: crowd(ground, size), (MANY // 2, MANY))
+    for what, (looks, asked) in many.items():
+        half = f"with {MANY // 2} of them {few[what][0]} and {few[what][1]}"
+        seen = f"{looks} passes and {asked} requests to the API server; {half}"
+        table.append(Row(f"{MANY} CanaryRollouts on one host", what, 1, seen))
+    for what in ("one that waits is edited", "the judge is edited"):
+        assert many[what][0] <= 5, f"{what}: {many[what]}"
+    assert many["all come"][0] <= 4 * MANY, many
+    assert many["the judge goes"][0] <= 3 * MANY, many
+
+
+def hostile_objects() -> Iterator[tuple[Any, dict[str, Any] | None]]:
+    """Specs that cannot be used, and usable ones with a status that cannot, all for the host of the healthy one."""
+    good = rollout()["spec"]
+    for _, _, spec in islice(spoiled(good), None, None, 41):
+        if isinstance(spec, dict) and is_json(spec) and read_rollout({"spec": spec}).problems:
+            yield spec, None
+    yield put(good, ("steps",), nested(50)), None
+    yield good | {"padding": "x" * 500_000}, None
+    for found in statuses()[3:5]:
+        for _, _, forged in islice(spoiled(found), None, None, 301):
+            if isinstance(forged, dict) and is_json(forged) and read_rollout({"status": forged}).status_problems:
+                yield good, forged
+
+
+def seconds_to_promotion(life: Life) -> float:
+    """Let a healthy rollout live."""
+    life.begin()
+    took = life.until(lambda: life.ended, "promotion")
+    assert life.weights() == [0, *STEPS], life.story()
+    life.check_raises()
+    life.check_not_repeated()
+    return took
+
+
+def test_stored_objects_past_the_schema_disturb_nobody(ground: Ground, table: list[Row]) -> None:
+    """An older definition let them in; the present one is in force again when the healthy rollout begins."""
+    with new_life(ground) as alone:
+        alone.start()
+        usual = seconds_to_promotion(alone)
+    with new_life(ground) as life:
+        bad = life.neighbor()
+        objects = list(hostile_objects())
+        with anything_goes(ground, bad):
+            for number, (spec, forged) in enumerate(objects):
+                put_object(bad, f"bad-{number}", spec)
+                if forged is not None:
+                    ground.cluster.merge(ROLLOUTS, bad.namespace, f"bad-{number}/status", {"status": forged})
+        before = ground.cluster.get(VIRTUAL_SERVICES, bad.namespace, NAME)
+        life.start()
+        took = seconds_to_promotion(life)
+        unanswered: list[str] = []
+
+        def answered() -> bool:
+            told = {event["involvedObject"]["name"] for event in listed(bad, ("api/v1", "events"))}
+            unanswered[:] = [
+                item["metadata"]["name"]
+                for item in listed(bad, ROLLOUTS)
+                if item["metadata"]["name"] not in told and (item.get("status") or {}).get("phase") != "Blocked"
+            ]
+            return not unanswered
+
+        life.until(answered, "answer to each")
+        after = ground.cluster.get(VIRTUAL_SERVICES, bad.namespace, NAME)
+        assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"], "no traffic was moved"
+        assert life.program is not None
+        assert not [line for line in life.program.log if line.get("event") == "pass crashed"]
+        goes = [item["metadata"]["name"] for item in listed(bad, ROLLOUTS)]
+        for name in goes:
+            ground.cluster.delete(ROLLOUTS, bad.namespace, name)
+        life.until(lambda: listed(bad, ROLLOUTS) == [], "end of all of them", 30)
+    assert len(objects) > 30
+    assert took < usual + SLACK_SECONDS
+    seen = f"each is told; a rollout beside them took {took:.1f} s, alone {usual:.1f} s; all can be deleted"
+    table.append(Row("objects past the schema", "stored under an older definition", len(objects), seen))
+
+
+def test_an_object_that_becomes_invalid_under_way_can_still_be_deleted(ground: Ground, table: list[Row]) -> None:
+    """With our finalizer on it, which an update past the schema could not take off."""
+    with new_life(ground) as life:
+        life.start()
+        life.begin(steps=[{"weight": STEPS[0]}, {"weight": STEPS[1], "approval": "Required"}, {"weight": 100}])
+        life.until(lambda: reason(life) == "AwaitingApproval", "question for approval")
+        with anything_goes(ground, life):
+            ground.cluster.merge(ROLLOUTS, life.namespace, NAME, {"spec": {"hold": "soon", "steps": "many"}})
+        life.until(lambda: "InvalidSpec" in dict(events(life)), "answer", 20)
+        ground.cluster.delete(ROLLOUTS, life.namespace, NAME)
+        took = life.until(lambda: listed(life, ROLLOUTS) == [], "end of the object", 30)
+        life.until(lambda: "LeftInPlace" in dict(events(life)), "Event", 10)
+        left = dict(events(life))["LeftInPlace"]
+        assert "destination v2 in reviews" in left
+    seen = f"gone after {took:.1f} s; an Event names what stays"
+    table.append(Row("an object that becomes unreadable under way", "and is deleted", 1, seen))
