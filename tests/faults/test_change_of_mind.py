@@ -92,7 +92,7 @@ def changed(ground: Ground, phase: str, change: str) -> None:
         CHANGES[change](life)
         life.until(lambda: heard(life), "answer to the change")
         if change in ("abort", "promote", "retry"):
-            told = life.status.last_command
+            told = life.status_of(ground.cluster.get(ROLLOUTS, life.namespace, NAME)).last_command
             assert told is not None
             assert told.result.partition(":")[0] == ("refused" if "!" in expected else "accepted"), life.story()
         if not (phase == "paused" and change == "paused"):
