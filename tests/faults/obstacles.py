@@ -93,8 +93,9 @@ def tries(life: Life, since: float, plural: str = "virtualservices", name: str =
 
 
 def distances(entries: Sequence[Entry]) -> list[float]:
-    """Seconds between an attempt's end and the next one."""
-    return [new.at - (old.at + (old.seconds or 0.0)) for old, new in pairwise(entries)]
+    """Seconds between an attempt's end, or when the operator gave it up, and the next one."""
+    took = [WRITE_TIMEOUT_SECONDS if e.seconds is None else min(e.seconds, WRITE_TIMEOUT_SECONDS) for e in entries]
+    return [new.at - old.at - seconds for (old, new), seconds in zip(pairwise(entries), took, strict=False)]
 
 
 def asks(life: Life, weight: int) -> bool:

@@ -34,6 +34,7 @@ from tests.faults.obstacles import (
 )
 from tests.faults.rows import Row
 from tests.faults.traffic import SCRAPE_SECONDS
+from tests.faults.webhook import Review
 
 pytestmark = pytest.mark.cluster
 
@@ -41,8 +42,6 @@ INTERVAL_SECONDS: Final = 1.0
 ANSWERED_WITHIN: Final = INTERVAL_SECONDS + 1.0
 VISIBLE_SECONDS: Final = SCRAPE_SECONDS + LAG_SECONDS
 """After a breach the provider has it."""
-UNDELAYED_SECONDS: Final = 3.0
-"""How much longer a rollout may take beside one that cannot be written than without."""
 QUICK: Final = ("denied by a webhook",)
 KINDS: Final = [
     pytest.param(QUICK, id="quick"),
@@ -65,6 +64,16 @@ def whole_rollout(life: Life) -> float:
     return took
 
 
+def check_undelayed(life: Life, took: float, usual: float) -> None:
+    """A rollout beside one that cannot be written takes as long as without; waiting for it would cost 5 s a write."""
+    assert took < 1.4 * usual + 2, f"{took:.1f} s, usually {usual:.1f} s; {life.story()}"
+
+
+def weight_in(review: Review) -> int:
+    """The canary's weight in a VirtualService under review."""
+    return shares(review.document).get("v2", 0) if review.resource == "virtualservices" else 0
+
+
 def refused_going_up(ground: Ground, kind: str) -> Row:
     """Let no weight be written in the middle of a rollout, and tell what was seen."""
     with obstructed(ground, kind) as (life, calm, beside, obstacle):
@@ -83,7 +92,7 @@ def refused_going_up(ground: Ground, kind: str) -> Row:
         life.until(lambda: life.ended, "end", 90)
         check_end(life, [0, *STEPS])
         assert 1 < len(attempts) <= most, life.story()
-        assert took < usual + UNDELAYED_SECONDS, f"{took:.1f} s, usually {usual:.1f} s; {beside.story()}"
+        check_undelayed(beside, took, usual)
         again = next(entry.at for entry in tries(life, ended) if entry.applied) - ended
         return Row(
             f"VirtualService {kind}",
@@ -112,12 +121,12 @@ def refused_coming_back(ground: Ground, kind: str) -> Row:
         back = next(seen.at for seen in life.seen(VIRTUAL_SERVICES)[::-1] if not shares(seen.document).get("v2"))
         life.until(lambda: life.ended, "end")
         check_end(life, [0, 20, 60, 0])
-        between = distances([entry for entry in attempts if entry.seconds is not None])
+        between = distances(attempts)
         assert between, life.story()
         assert max(between) < LONGEST_URGENT_SECONDS + SLACK_SECONDS, life.story()
         assert len(attempts) <= most_attempts(ended - began, LONGEST_URGENT_SECONDS), life.story()
         assert back - ended < LONGEST_URGENT_SECONDS + obstacle.patience + SLACK_SECONDS, life.story()
-        assert took < usual + UNDELAYED_SECONDS, f"{took:.1f} s, usually {usual:.1f} s; {beside.story()}"
+        check_undelayed(beside, took, usual)
         return Row(
             f"VirtualService {kind}",
             f"for {ended - began:.0f} s, coming back after a breach",
@@ -144,7 +153,7 @@ def test_a_canary_whose_raise_is_refused_is_judged_as_ever(ground: Ground, table
     with obstructed(ground, "denied by a webhook") as (life, _, _, obstacle):
         life.begin(steps=ASK_AT_20)
         life.until(lambda: asks(life, 20), "approved step")
-        began = obstacle.begin(lambda review: shares(review.document).get("v2", 0) > 20)
+        began = obstacle.begin(lambda review: weight_in(review) > 20)
         life.command("approve/v2/1")
         time.sleep(2 * LASTS_SECONDS)
         attempts = tries(life, began)
