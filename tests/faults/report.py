@@ -32,12 +32,13 @@ SECTIONS: Final[Mapping[str, str]] = {
     "Neighbors": r"neighbo|two_|rival|invalid|same_host|one_host|side",
     "High availability": r"lead|elect|availab|lease|standby|replicas|fenc",
     "Time": r"clock|time|stopped|suspend",
+    "Security": r"secur|hostile|demo",
 }
 """Sections of the page, and what the name of a test's file has in it. Listed by the order of the page."""
 
 _ORDER: Final = (
     *("Kill at every write", "Prometheus", "API server", "High availability", "Deletion", "Drift", "Change of mind"),
-    *("Neighbors", "Time", "Endpoints", "Mesh writes"),
+    *("Neighbors", "Time", "Endpoints", "Mesh writes", "Security"),
 )
 """Order in which the words of sections are looked for, so that the narrower one is found first."""
 

@@ -80,6 +80,8 @@ def test_sections_come_in_the_order_of_the_page_and_unknown_files_last() -> None
         ("test_leader_election", "High availability"),
         ("test_clock_steps", "Time"),
         ("test_mesh_writes", "Mesh writes"),
+        ("test_hostile", "Security"),
+        ("test_security", "Security"),
     ],
 )
 def test_the_name_of_a_file_tells_the_section(file: str, section: str) -> None:
