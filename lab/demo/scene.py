@@ -47,6 +47,7 @@ TIMES: Final = DomainSettings(
     propagation=timedelta(seconds=1),
     baseline_window=timedelta(seconds=10),
 )
+LEASE: Final = "canaryrollout"
 OPERATOR: Final = "operator"
 """The lab's user as which the operator acts."""
 
@@ -162,19 +163,10 @@ def grants(namespace: str = NAMESPACE) -> tuple[dict[str, Any], ...]:
     """
     group = "rbac.authorization.k8s.io"
     user = {"apiGroup": group, "kind": "User", "name": OPERATOR}
-    lease: list[dict[str, Any]] = [
-        {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
-        {
-            "apiGroups": ["coordination.k8s.io"],
-            "resources": ["leases"],
-            "resourceNames": ["canaryrollout"],
-            "verbs": ["get", "update"],
-        },
-    ]
     found = []
     for kind, metadata, rules in (
         ("ClusterRole", {"name": "canaryrollout"}, chart_rules()),
-        ("Role", {"name": "canaryrollout-leader", "namespace": namespace}, lease),
+        ("Role", {"name": "canaryrollout-leader", "namespace": namespace}, chart_rules("leaseRules")),
     ):
         version = f"{group}/v1"
         reference = {"apiGroup": group, "kind": kind, "name": metadata["name"]}
@@ -191,13 +183,16 @@ def grants(namespace: str = NAMESPACE) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def chart_rules() -> list[dict[str, Any]]:
-    """The rules of the chart's ClusterRole, which are plain YAML inside a template; the demo needs no helm."""
-    text = _RULES.read_text()
-    _, _, rest = text.partition('{{- define "canaryrollout.rules" -}}')
-    rules, _, _ = rest.partition("{{- end -}}")
-    found: list[dict[str, Any]] = yaml.safe_load(rules)
-    return found
+def chart_rules(part: str = "rules") -> list[dict[str, Any]]:
+    """What the chart allows; the demo needs no helm for it, as it is plain YAML inside a template.
+
+    Args:
+        part: ``rules``, where the operator serves, or ``leaseRules``, where its Lease is.
+    """
+    _, _, rest = _RULES.read_text().partition(f'{{{{- define "canaryrollout.{part}" -}}}}')
+    text, _, _ = rest.partition("{{- end -}}")
+    rules: list[dict[str, Any]] = yaml.safe_load(text.replace('{{ include "canaryrollout.leaseName" . }}', LEASE))
+    return rules
 
 
 def operator_settings(lab: Lab, http_port: int) -> dict[str, Any]:
@@ -220,7 +215,7 @@ def operator_settings(lab: Lab, http_port: int) -> dict[str, Any]:
         "logFormat": "json",
         "httpHost": LOOPBACK,
         "httpPort": http_port,
-        "leaderElection": {"namespace": NAMESPACE, "name": "canaryrollout"},
+        "leaderElection": {"namespace": NAMESPACE, "name": LEASE},
         "timings": {name: format_duration(value) for name, value in times.items()},
     }
 

@@ -72,3 +72,14 @@ leaderElection:
   resources: [events]
   verbs: [create, patch]
 {{- end -}}
+
+{{/* What it may do where its Lease is. Making one cannot be tied to a name, hence the rule of its own. */}}
+{{- define "canaryrollout.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "canaryrollout.leaseName" . }}]
+  verbs: [get, update]
+{{- end -}}
