@@ -93,14 +93,21 @@ def _level(draft: Draft) -> Decision | None:
     case, version = draft.case, draft.record.version
     early = ", ".join(route.name for route in case.traffic.routes if route.weight_of(version))
     stable = draft.status.stable_version
-    if not early or case.known_gone(stable):
+    if not early:
         return None
+    if case.known_gone(stable):
+        message = f"{version} has traffic on {early} before its first step, but {stable} has no ready endpoint"
+        return None if draft.record.promote else _stable_gone(draft, f"{message}: traffic stays until it has one")
     actions = routes.lower(case.traffic, stable or "", version, draft.subsets())
     if not actions:
         return None
     message = f"{version} has traffic on {early} before its first step; taking it to 0"
     wait = case.settings.retry
     return draft.move(Phase.PREPARING, "Leveling", message, actions=actions, again=True, wake_in=wait)
+
+
+def _stable_gone(draft: Draft, message: str) -> Decision:
+    return draft.move(Phase.BLOCKED, "StableGone", message, wake_in=draft.case.settings.poll)
 
 
 def _settle(draft: Draft) -> Decision | None:
@@ -140,8 +147,7 @@ def _pin(draft: Draft) -> Decision | None:
         return None
     names = ", ".join(route.name for route in plain)
     if draft.case.known_gone(stable):
-        message = f"{names} cannot be pinned to {stable}: it has no ready endpoint"
-        return draft.move(Phase.BLOCKED, "StableGone", message, wake_in=draft.case.settings.poll)
+        return _stable_gone(draft, f"{names} cannot be pinned to {stable}: it has no ready endpoint")
     message = f"pinning {names} to {stable}, so that {draft.record.version} gets only its weight"
     return set_weights(draft, 0, Phase.PREPARING, "PinningStable", message)
 
