@@ -1,0 +1,128 @@
+"""Reading the stable version from the mesh: what tells it, what does not, and what is said then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from canaryrollout.api.status import ChangeKind, Phase
+from tests.world import World, destination, destination_rule, spec, virtual_service
+
+
+def split(*shares: tuple[str | None, int | None]) -> dict[str, dict[str, Any]]:
+    return {"reviews": virtual_service("reviews", {"route": [destination(*share) for share in shares]})}
+
+
+def two_routes(first: int, second: int) -> dict[str, dict[str, Any]]:
+    routes = [
+        {"name": name, "route": [destination("v1", 100 - weight), destination("v2", weight)]}
+        for name, weight in (("a", first), ("b", second))
+    ]
+    return {"reviews": virtual_service("reviews", *routes)}
+
+
+BOTH = {"virtualServices": [{"name": "reviews", "routes": ["a", "b"]}], "destinationRule": {"name": "reviews"}}
+
+
+def seen(world: World) -> tuple[Phase | None, str, str | None]:
+    world.step()
+    return world.phase, world.reason, world.state.stable_version
+
+
+def test_one_version_with_all_the_traffic_is_stable() -> None:
+    world = World()
+    world.step()
+    assert world.state.stable_version == "v1"
+    assert [entry.message for entry in world.state.history] == ["v1 has all the traffic"]
+    assert world.run().state.stable_version == "v2"
+
+
+def test_of_a_split_with_the_wanted_version_the_other_is_stable() -> None:
+    world = World(services=split(("v1", 80), ("v2", 20)), rule=destination_rule("v1", "v2"))
+    assert seen(world) == (Phase.PROGRESSING, "SplitAdopted", "v1")
+    record = world.state.rollout
+    assert record is not None
+    assert (record.version, record.weight, record.applied_at) == ("v2", 20, world.now)
+    assert world.state.subsets == {"v1": "v1", "v2": "v2"}
+    assert {(c.kind, c.subset, c.original) for c in world.state.changes} == {
+        (ChangeKind.WEIGHT, "v1", 80),
+        (ChangeKind.WEIGHT, "v2", 20),
+    }
+
+
+def test_a_split_that_differs_between_routes_is_judged_at_the_smallest_share() -> None:
+    world = World(services=two_routes(20, 40), rule=destination_rule("v1", "v2"), rollout=spec(istio=BOTH))
+    assert seen(world) == (Phase.PROGRESSING, "SplitAdopted", "v1")
+    assert world.state.weight == 20
+
+
+def test_a_split_that_one_route_knows_nothing_of_is_prepared_first() -> None:
+    world = World(services=two_routes(0, 40), rule=destination_rule("v1", "v2"), rollout=spec(istio=BOTH))
+    assert seen(world) == (Phase.PREPARING, "SplitAdopted", "v1")
+    record = world.state.rollout
+    assert record is not None
+    assert (record.weight, record.applied_at) == (0, None)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [
+        (("v1", 50), ("v3", 50)),
+        (("v1", 50), (None, 50)),
+        (("v2", 50), (None, 50)),
+    ],
+)
+def test_what_does_not_tell_the_stable_version_moves_nothing(shares: tuple[tuple[str | None, int], ...]) -> None:
+    world = World(services=split(*shares), rule=destination_rule("v1", "v2", "v3"))
+    assert seen(world) == (Phase.BLOCKED, "StableVersionUnknown", None)
+    assert "Set spec.initialStableVersion to the version that serves now" in world.state.message
+    assert world.state.message.startswith("cannot tell which version is stable: reviews sends ")
+
+
+def test_the_user_may_say_which_version_is_stable() -> None:
+    shares = split(("v1", 50), ("v3", 50))
+    world = World(services=shares, rule=destination_rule("v1", "v2", "v3"), rollout=spec(initialStableVersion="v1"))
+    world.step()
+    assert world.state.stable_version == "v1"
+
+
+def test_without_subsets_the_one_version_with_endpoints_is_stable() -> None:
+    world = World(services=split((None, None)), ready={"v1": 2, "v9": 0})
+    world.step()
+    assert world.state.stable_version == "v1"
+
+
+def test_without_subsets_and_endpoints_nobody_knows() -> None:
+    world = World(services=split((None, None)), ready={})
+    assert seen(world) == (Phase.BLOCKED, "StableVersionUnknown", None)
+    assert "no version of reviews has a ready endpoint" in world.state.message
+
+
+class TestServingVersionGone:
+    """The version that serves has no ready endpoint."""
+
+    def test_everything_moves_to_a_wanted_version_that_has(self) -> None:
+        world = World(ready={"v2": 2})
+        assert seen(world) == (Phase.PREPARING, "ServingVersionGone", "v1")
+        assert world.events == ["ServingVersionGone"]
+        world.run(30)
+        assert world.share("v2") == 100
+
+    def test_nothing_moves_to_a_wanted_version_that_has_none_either(self) -> None:
+        world = World(ready={})
+        assert seen(world) == (Phase.STABLE, "StableVersionFound", "v1")
+
+    def test_that_the_wanted_version_serves_already_is_enough(self) -> None:
+        world = World(rollout=spec(version="v1"), ready={})
+        assert seen(world) == (Phase.STABLE, "StableVersionFound", "v1")
+
+
+@pytest.mark.parametrize("fields", [{"api": False}, {"ready": None}])
+def test_what_could_not_be_read_is_read_again_soon(fields: dict[str, Any]) -> None:
+    world = World(**fields)
+    decision = world.step()
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "MeshUnreadable")
+    assert world.state.message.startswith("cannot read the mesh: ")
+    assert decision.wake_at is not None
+    assert 0 < (decision.wake_at - world.now).total_seconds() <= 5
