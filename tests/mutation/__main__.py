@@ -30,7 +30,7 @@ from tests.mutation.trial import noticed_by
 TESTS: Final = (FOLDER,)
 LEFT_OUT: Final = ("__init__", "evalues", "intervals", "evidence", "observation", "decision", "settings")
 """Modules of formulas, which are proved by exact arithmetic and simulation, and of plain data."""
-MOST_SECONDS: Final = 30.0
+MOST_SECONDS: Final = 6.0
 """How long the tests may take that one mutant is shown to."""
 PATIENCE: Final = 20.0
 
