@@ -142,7 +142,7 @@ def kept(life: Life) -> None:
 def undisturbed(neighbor: Life) -> None:
     """Another rollout of the same operator runs to its end meanwhile."""
     neighbor.begin()
-    neighbor.until(lambda: neighbor.ended, "end of another rollout", 30)
+    neighbor.until(lambda: neighbor.ended, "end of another rollout")
     assert neighbor.weights() == [0, *STEPS], neighbor.story()
     neighbor.check_raises()
     neighbor.check_not_repeated()
