@@ -113,6 +113,10 @@ class FaultProxy:
         for armed in rules:
             self._run(lambda armed=armed: self._proxy.retire(armed))  # type: ignore[misc]
 
+    def calm(self) -> None:
+        """Take all rules back."""
+        self._run(self._proxy.calm)
+
     def end_watches(self, resource: str = "", *, gone: bool = False) -> int:
         """Cut the watches under way, or end them with 410 Expired, and return how many there were."""
         fault = Fault.GONE if gone else Fault.CUT

@@ -124,6 +124,11 @@ class Proxy:
         if armed in self._rules:
             self._rules.remove(armed)
 
+    def calm(self) -> None:
+        """Take all rules back."""
+        for armed in list(self._rules):
+            self.retire(armed)
+
     def end_watches(self, match: Match, fault: Fault, why: str = "") -> int:
         """Cut watches under way, or end them with 410; return how many."""
         found = [stream for stream in self._streams if match(stream.call) and not stream.ending.done()]

@@ -18,7 +18,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 SOURCE = Path(__file__).parents[2] / "operator"
-STARTUP = 30.0
+STARTUP = 90.0
 
 
 class Program:
