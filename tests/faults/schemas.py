@@ -10,7 +10,6 @@ from typing import Final
 
 from tests.faults.cluster import ROLLOUTS
 from tests.faults.life import Ground, Life
-from tests.operatorprocess import definition
 
 _DEFINITION: Final = "canaryrollouts.canaryrollout.io"
 _SCHEMA: Final = "/spec/versions/0/schema/openAPIV3Schema"
@@ -21,15 +20,19 @@ _SECONDS: Final = 20.0
 @contextmanager
 def anything_goes(ground: Ground, life: Life) -> Iterator[None]:
     """Let the API server store any CanaryRollout to the end of the block; what was stored stays after it."""
-    value = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    patch = json.dumps([{"op": "replace", "path": _SCHEMA, "value": value}])
-    ground.lab.kubectl("patch", "crd", _DEFINITION, "--type=json", "-p", patch)
+    (version,) = json.loads(ground.lab.kubectl("get", "crd", _DEFINITION, "-o", "json"))["spec"]["versions"]
+    _demand(ground, {"type": "object", "x-kubernetes-preserve-unknown-fields": True})
     try:
         _until(lambda: _taken(life), "it takes any object")
         yield
     finally:
-        definition(ground.lab)
+        _demand(ground, version["schema"]["openAPIV3Schema"])
         _until(lambda: not _taken(life), "it minds the schema again")
+
+
+def _demand(ground: Ground, schema: object) -> None:
+    patch = json.dumps([{"op": "replace", "path": _SCHEMA, "value": schema}])
+    ground.lab.kubectl("patch", "crd", _DEFINITION, "--type=json", "-p", patch)
 
 
 def _taken(life: Life) -> bool:

@@ -177,7 +177,7 @@ def test_an_object_that_cannot_give_its_traffic_back_is_let_go_in_time(ground: G
         life.until(lambda: "LeftInPlace" in dict(events(life)), "Event", 10)
         told = dict(events(life))
         assert "v1 has no ready endpoint" in told["ReleasedUnfinished"]
-        assert "is at v1 80 %, v2 20 %" in told["ReleasedUnfinished"], told
+        assert "is at v1 80 / v2 20" in told["ReleasedUnfinished"], told
         assert "subset v2 in reviews" in told["LeftInPlace"]
     assert took > RELEASE_SECONDS / 2
     seen = f"released after {took:.1f} s (limit {RELEASE_SECONDS:g} s); Events name what stays, and why"
