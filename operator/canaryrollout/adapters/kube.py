@@ -391,7 +391,7 @@ class KubeClient:
         except (ClientError, OSError) as error:
             raise ApiError(0, f"{subject}: the Kubernetes API server cannot be reached: {error}") from error
         self._rejected = response.status == 401
-        return read_answer(verb, response.status, text, subject)
+        return read_answer(verb, response.status, text, subject, response.headers.get("Retry-After", ""))
 
 
 _METHODS: Final = {

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from canaryrollout.engine.ports import Conflict, Gone
+from canaryrollout.engine.ports import Conflict, Gone, Later
 
+_BUSY: Final = frozenset({429, 503})
 _OUTCOMES: Final = {401: "denied", 403: "denied"}
 
 
@@ -24,6 +25,14 @@ class ApiError(RuntimeError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Throttled(ApiError, Later):  # noqa: N818 - a state of affairs, not a mistake
+    """The API server is busy, and says for how long to leave it alone."""
+
+    def __init__(self, status: int, message: str, seconds: float) -> None:
+        super().__init__(status, message)
+        self.seconds = seconds
 
 
 class Invalid(ApiError):  # noqa: N818 - the API's own word
@@ -49,7 +58,7 @@ def outcome_of(error: Exception) -> str:
     return "error"
 
 
-def read_answer(verb: str, status: int, text: bytes, subject: str) -> dict[str, Any]:
+def read_answer(verb: str, status: int, text: bytes, subject: str, retry_after: str = "") -> dict[str, Any]:
     """Turn an answer into the object it holds, or into the error it means.
 
     Args:
@@ -57,11 +66,13 @@ def read_answer(verb: str, status: int, text: bytes, subject: str) -> dict[str, 
         status: HTTP status of the answer.
         text: Its body.
         subject: What the request was about, for people.
+        retry_after: Its header of this name, if it has one.
 
     Raises:
         Gone: There is no such object, or no such kind.
         Conflict: Somebody wrote in between, the object exists already, or a ``test`` of a JSON Patch does not hold.
         Invalid: The object that a write would make is refused.
+        Throttled: The API server is busy, and says for how long.
         ApiError: Anything else.
     """
     try:
@@ -83,6 +94,9 @@ def read_answer(verb: str, status: int, text: bytes, subject: str) -> dict[str, 
     if status == 422:
         # A failed ``test`` of a JSON Patch comes as a bare rejection; validation names the fields that are at fault.
         raise Invalid(message) if (answer.get("details") or {}).get("causes") else Conflict(message)
+    seconds = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0
+    if seconds and status in _BUSY:
+        raise Throttled(status, _advice(status, message), seconds)
     raise ApiError(status, _advice(status, message))
 
 

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from canaryrollout.domain.decision import Action, Decision, Order, SetFinalizer
-from canaryrollout.engine.ports import Conflict, Gone, NotLeading, Permit, Rollout, RolloutStore, TrafficRouter
+from canaryrollout.engine.ports import Conflict, Gone, Later, NotLeading, Permit, Rollout, RolloutStore, TrafficRouter
 
 STATUS_KEY = "Status"
 """What failures of the status write are counted under, beside `Action.key` of the actions."""
@@ -25,6 +25,7 @@ class Result:
         tried: Keys of what was attempted.
         conflicts: What others changed in between, by key.
         errors: What failed otherwise, by key.
+        later: For how many seconds the API server asks to be left alone, by key of what failed for that.
         status_written: Whether the status is now the decided one.
         gone: Whether the object turned out not to exist any more.
         fenced: Whether this replica lost the right to write on the way.
@@ -34,6 +35,7 @@ class Result:
     tried: list[str] = field(default_factory=list)
     conflicts: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    later: dict[str, float] = field(default_factory=dict)
     status_written: bool = False
     gone: bool = False
     fenced: bool = False
@@ -54,6 +56,8 @@ class Result:
                 self.errors[key] = str(error) or "timed out"
             case _:
                 self.errors[key] = f"{type(error).__name__}: {error}"
+                if isinstance(error, Later):
+                    self.later[key] = error.seconds
 
 
 class Executor:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from canaryrollout.api.status import CanaryRolloutStatus
 from canaryrollout.domain.decision import Event
 from canaryrollout.domain.observation import Failure
-from canaryrollout.engine.scheduler import fraction
+from canaryrollout.engine.scheduler import SLACK, fraction
 
 CONFLICTS_AT_ONCE = 5
 """After so many conflicts in a row the next attempt waits like any other failure."""
@@ -33,17 +33,21 @@ _CLOCK_STEP = 1.0
 """Wall and monotonic clock drift apart slowly; only what exceeds this (seconds, between two passes) is a step."""
 
 
-def retry_delay(key: str, failed: int, *, urgent: bool) -> float:
+def retry_delay(key: str, failed: int, *, urgent: bool, asked: float = 0.0) -> float:
     """Return how long to wait before the next attempt.
 
     Args:
         key: The rollout; it decides the jitter.
         failed: How many passes have failed in a row, at least 1.
         urgent: Whether traffic is being taken back; then no wait is longer than a second.
+        asked: For how many seconds the API server asked to be left alone; 0 where it did not.
 
     Returns:
-        Seconds: doubling from a quarter of a second up to 30 (1 when urgent), the upper half jittered.
+        Seconds: doubling from a quarter of a second up to 30 (1 when urgent), the upper half jittered. Where the API
+        server asked for a wait it is that long, up to 30 s, and a tenth longer for some so that not all come at once.
     """
+    if asked and not urgent:
+        return min(_CAP, asked) * (1 + 0.1 * fraction(key, failed))
     delay = min(_CAP_URGENT if urgent else _CAP, _FIRST_DELAY * 2.0 ** min(failed - 1, 16))
     return delay * (0.5 + 0.5 * fraction(key, failed))
 
@@ -91,24 +95,26 @@ class Attempts:
             else:
                 self.failures[key] = replace(known, count=known.count + 1, message=message)
 
-    def put_off(self, rollout: str, actions: Collection[str], now: float) -> None:
+    def put_off(self, rollout: str, actions: Collection[str], now: float, asked: Mapping[str, float]) -> None:
         """Let actions that failed wait, each time longer; looking at the rollout goes on meanwhile.
 
         Args:
             rollout: Key of the rollout.
             actions: Keys of the actions, as recorded.
             now: Monotonic time in seconds.
+            asked: For how many seconds the API server asked to be left alone, by action.
         """
         for key in actions:
-            self.not_before[key] = now + retry_delay(rollout, self.failures[key].count, urgent=False)
+            wait = retry_delay(rollout, self.failures[key].count, urgent=False, asked=asked.get(key, 0.0))
+            self.not_before[key] = now + wait
 
     def due(self, action: str, now: float) -> bool:
         """Return whether an action may be tried."""
-        return self.not_before.get(action, now) <= now
+        return self.not_before.get(action, now) <= now + SLACK
 
     def next_due(self, now: float) -> float | None:
         """Return when the next action that waits may be tried; ``None`` where none waits."""
-        return min((at for at in self.not_before.values() if at > now), default=None)
+        return min((at for at in self.not_before.values() if at > now + SLACK), default=None)
 
     def clock_step(self, offset: float) -> timedelta:
         """Return how far the wall clock jumped since a decision was stored; zero for less than a second."""

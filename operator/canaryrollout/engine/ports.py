@@ -33,6 +33,18 @@ class Gone(RuntimeError):  # noqa: N818 - the API's own word
     """The object does not exist any more."""
 
 
+class Later(RuntimeError):  # noqa: N818 - a state of affairs, not a mistake
+    """The API server asks to be left alone for a while.
+
+    Attributes:
+        seconds: For how long.
+    """
+
+    def __init__(self, message: str, seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """A CanaryRollout as last seen.

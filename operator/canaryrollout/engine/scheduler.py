@@ -16,7 +16,7 @@ from itertools import count
 
 from canaryrollout.engine.ports import Clock
 
-_SLACK = 0.001
+SLACK = 0.001
 """Seconds by which an entry may fire early, so that one wake-up of the event loop serves neighbours."""
 
 
@@ -104,7 +104,7 @@ class Scheduler:
         self._timer, self._timer_due = None, math.inf
         now = self._clock.monotonic()
         self._drop_replaced()
-        while self._heap and self._heap[0][0] <= now + _SLACK:
+        while self._heap and self._heap[0][0] <= now + SLACK:
             due, _, key = heapq.heappop(self._heap)
             del self._due[key]
             self._fire(key, max(0.0, now - due))

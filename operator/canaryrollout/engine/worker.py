@@ -29,7 +29,7 @@ from canaryrollout.engine.attempts import (
 )
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.observe import Observer
-from canaryrollout.engine.ports import Clock, NotLeading, Rollout, RolloutStore
+from canaryrollout.engine.ports import Clock, Later, NotLeading, Rollout, RolloutStore
 from canaryrollout.engine.registry import Registry, is_active
 from canaryrollout.engine.scheduler import Scheduler, next_turn
 from canaryrollout.engine.settings import EngineSettings
@@ -137,6 +137,10 @@ class Worker:
                 outcome = await self._pass(key)
         except NotLeading:
             outcome = Outcome.NOT_LEADING
+        except Later as error:
+            _log.warning("rollout unreadable", rollout=key, error=str(error))
+            outcome = Outcome.FAILED
+            self._retry_later(key, urgent=self._was_taking_back(key), asked=error.seconds)
         except Exception:  # noqa: BLE001 - one rollout must not stop the others
             _log.exception("pass crashed", rollout=key)
             outcome = Outcome.CRASHED
@@ -253,10 +257,11 @@ class Worker:
         if result.errors and (takes_back(decision) or STATUS_KEY in result.errors):
             ends = decision.wake_at if STATUS_KEY in result.errors else None
             wait = ends - self._parts.clock.now() if ends is not None else None
-            self._retry_later(key, urgent=takes_back(decision), wait=wait)
+            asked = max(result.later.values(), default=0.0)
+            self._retry_later(key, urgent=takes_back(decision), wait=wait, asked=asked)
             return Outcome.FAILED
         if result.errors:
-            attempts.put_off(key, result.errors, self._parts.clock.monotonic())
+            attempts.put_off(key, result.errors, self._parts.clock.monotonic(), result.later)
             self._schedule_next(key, attempts, decision)
             return Outcome.FAILED
         _log.debug("somebody else wrote, looking again", rollout=key, conflicts=result.conflicts)
@@ -298,12 +303,12 @@ class Worker:
         _log.error("rollout asks for one pass after another, slowing down", rollout=key, passes=attempts.again)
         self._parts.scheduler.set(key, self._parts.clock.monotonic() + AGAIN_LATER)
 
-    def _retry_later(self, key: str, *, urgent: bool, wait: timedelta | None = None) -> None:
+    def _retry_later(self, key: str, *, urgent: bool, wait: timedelta | None = None, asked: float = 0.0) -> None:
         """Look again after a pause that grows; where only the status was refused, when a wait ends at the latest."""
         attempts = self._attempts.setdefault(key, Attempts())
         attempts.failed += 1
         attempts.refetch = True
-        delay = retry_delay(key, attempts.failed, urgent=urgent)
+        delay = retry_delay(key, attempts.failed, urgent=urgent, asked=asked)
         if wait is not None:
             delay = min(delay, max(wait.total_seconds(), SHORTEST_WAIT))
         self._parts.scheduler.set(key, self._parts.clock.monotonic() + delay)

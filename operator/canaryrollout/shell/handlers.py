@@ -64,6 +64,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 5
     settings.networking.error_backoffs = Backoffs()
+    settings.networking.enforce_retry_after = True
     settings.process.ultimate_exiting_timeout = None
     return settings
 

@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from canaryrollout import __version__
 from canaryrollout.adapters.kube import ApiError, Invalid, KubeClient, Request, Resource
-from canaryrollout.engine.ports import Conflict, Gone
+from canaryrollout.adapters.kube_answers import read_answer
+from canaryrollout.engine.ports import Conflict, Gone, Later
 
 SERVICES = Resource("", "v1", "services")
 ROUTES = Resource("networking.istio.io", "v1", "virtualservices")
@@ -183,6 +184,27 @@ async def test_requests_are_counted_and_shown_to_the_hook() -> None:
     assert seen == [Request("create", "services", "shop", "x", "conflict")]
     labels = {"verb": "create", "resource": "services", "outcome": "conflict"}
     assert registry.get_sample_value("canaryrollout_kubernetes_requests_total", labels) == 1
+
+
+@pytest.mark.parametrize(("code", "header", "seconds"), [(429, "7", 7), (503, "1", 1)])
+async def test_a_busy_server_says_for_how_long_to_leave_it_alone(code: int, header: str, seconds: float) -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response({"message": "too many requests"}, status=code, headers={"Retry-After": header})
+
+    async with serving(handler) as client:
+        with pytest.raises(Later, match="too many requests") as caught:
+            await client.get(SERVICES, "shop", "x")
+    assert caught.value.seconds == seconds
+    assert isinstance(caught.value, ApiError)
+
+
+@pytest.mark.parametrize(
+    ("code", "header"), [(429, ""), (429, "0"), (429, "-1"), (429, "soon"), (500, "7")]
+)
+def test_an_error_without_a_wait_that_makes_sense_asks_for_none(code: int, header: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        read_answer("get", code, b"{}", "services shop/x", header)
+    assert not isinstance(caught.value, Later)
 
 
 async def test_rejected_credentials_are_renewed_before_the_next_request() -> None:

@@ -9,7 +9,7 @@ from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.decision import Action, Decision, Event, Needs, Order, SetFinalizer, SetWeights
 from canaryrollout.domain.evidence import EvidenceRequest
 from canaryrollout.domain.observation import Mesh, Observation, Unreadable, VirtualServiceState
-from canaryrollout.engine.ports import Conflict, NotLeading
+from canaryrollout.engine.ports import Conflict, Later, NotLeading
 from canaryrollout.engine.settings import EngineSettings
 from tests.unit.engine.fakes import EPOCH, Decide, LoopClock, Running, World, engine, rollout
 
@@ -156,6 +156,28 @@ async def test_other_failures_back_off_up_to_half_a_minute(world: World) -> None
     gaps = [later - sooner for sooner, later in pairwise(at)]
     assert gaps[0] < 0.3
     assert all(15 <= gap <= 30.1 for gap in gaps[8:])
+
+
+@pytest.mark.parametrize("what", ["SetWeights/a", "write_status"])
+async def test_what_is_refused_with_a_wait_is_tried_again_after_that_wait(world: World, what: str) -> None:
+    world.errors = {what: [Later("busy", 3)] * 1000}
+    await run(world, script(*[move(Order.STATUS_FIRST, weights("a"))] * 1000), 120)
+    gaps = [later - sooner for sooner, later in pairwise(world.at(what))]
+    assert len(gaps) > 30
+    assert all(3 <= gap <= 3.4 for gap in gaps)
+
+
+async def test_a_rollback_does_not_wait_because_it_is_asked_to(world: World) -> None:
+    world.errors = {"SetWeights/a": [Later("busy", 30)] * 1000}
+    await run(world, script(*[move(Order.MESH_FIRST, weights("a"))] * 1000), 60)
+    assert max(later - sooner for sooner, later in pairwise(world.at("SetWeights/a"))) <= 1.0
+
+
+async def test_a_rollout_that_cannot_be_read_is_read_again_after_the_wait_that_was_asked_for(world: World) -> None:
+    world.errors = {"get": [Later("busy", 3)] * 3}
+    await run(world, script(move(Order.MESH_FIRST, SetFinalizer(False))), 60)
+    gaps = [later - sooner for sooner, later in pairwise(world.at("get")[:3])]
+    assert all(3 <= gap <= 3.4 for gap in gaps), world.at("get")
 
 
 @pytest.mark.parametrize("asked", ["by itself", "by others"])
