@@ -62,6 +62,21 @@ def test_the_crd_of_the_chart_is_the_generated_one(renderer: Helm) -> None:
     assert of_kind(rendered(renderer, "--set", "crds.install=false"), "CustomResourceDefinition") == []
 
 
+def test_helm_uninstall_takes_everything_away_but_the_definition(renderer: Helm) -> None:
+    """Helm leaves what says so, what a hook made, and what was never in the chart; the Lease therefore is in it."""
+    documents = rendered(renderer, "--set", "replicas=2", "--set", "watchNamespaces={a,b}")
+    kept, made_by_hooks = [], []
+    for document in documents:
+        annotations = document["metadata"].get("annotations", {})
+        kept += [document["kind"]] if "helm.sh/resource-policy" in annotations else []
+        made_by_hooks += [document["kind"]] if "helm.sh/hook" in annotations else []
+    assert kept == ["CustomResourceDefinition"]
+    assert made_by_hooks == []
+    assert len(of_kind(documents, "Lease")) == 1
+    (leader,) = (role for role in of_kind(documents, "Role") if "leases" in str(role))
+    assert {"delete", "deletecollection"}.isdisjoint(verb for rule in leader["rules"] for verb in rule["verbs"])
+
+
 def test_the_settings_of_the_chart_are_settings_of_the_operator(renderer: Helm, tmp_path: Path) -> None:
     documents = rendered(renderer, "--set", "watchNamespaces={a,b}", "--set", "providers.other.url=https://other:9090")
     (config,) = of_kind(documents, "ConfigMap")
