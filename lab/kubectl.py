@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lab.errors import LabError
+
+_SERVED_SECONDS: Final = 30.0
 
 
 class KubectlError(LabError):
@@ -66,6 +69,22 @@ class Kubectl:
         if check:
             raise KubectlError(arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout + done.stderr
+
+    def wait_served(self, definition: str) -> None:
+        """Wait until a resource definition is served.
+
+        ``kubectl wait`` fails at once where the API server has not written any condition yet.
+
+        Raises:
+            KubectlError: It is not there, or not served within `_SERVED_SECONDS`.
+        """
+        deadline = time.monotonic() + _SERVED_SECONDS
+        condition = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
+        while (state := self("get", "crd", definition, "-o", condition)) != "True":
+            if time.monotonic() > deadline:
+                arguments = ("get", "crd", definition)
+                raise KubectlError(arguments, 1, state, f"it is not served after {_SERVED_SECONDS:g} s")
+            time.sleep(0.1)
 
     def apply(self, *objects: dict[str, Any]) -> None:
         """Apply objects, in the order given, as ``kubectl apply`` does."""

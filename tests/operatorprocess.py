@@ -48,7 +48,7 @@ Figures = dict[tuple[str, tuple[str, ...]], float]
 def definition(lab: Lab) -> None:
     """Teach the API server CanaryRollouts."""
     lab.kubectl("apply", "--server-side", "-f", str(CRD))
-    lab.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "canaryrollouts.canaryrollout.io")
+    lab.kubectl.wait_served("canaryrollouts.canaryrollout.io")
 
 
 class OperatorProcess:
@@ -62,13 +62,14 @@ class OperatorProcess:
 
     def __init__(self, lab: Lab, prometheus_url: str, **settings: Any) -> None:
         self._lab = lab
-        self._directory = lab.dir / NAME
+        self.directory = lab.dir / NAME
+        """Where its settings are."""
         self._prometheus_url = prometheus_url
         self._overrides = settings
         self._ports = Reservation()
         self._port = self._ports.take()
-        self.processes = Processes(self._directory, logs=lab.dir / "logs")
-        self._guard = Guard(self._directory)
+        self.processes = Processes(self.directory, logs=lab.dir / "logs")
+        self._guard = Guard(self.directory)
         self._logged = self.log.stat().st_size if self.log.exists() else 0
 
     @property
@@ -103,8 +104,8 @@ class OperatorProcess:
         Raises:
             PartFailed: It died or was not ready in time; the end of its log is in the message.
         """
-        self._directory.mkdir(parents=True, exist_ok=True)
-        file = self._directory / "settings.yaml"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        file = self.directory / "settings.yaml"
         file.write_text(yaml.safe_dump(self.settings() | settings, sort_keys=False))
         kubeconfig = str(self._lab.kubeconfig_for(NAME))
         command = [
@@ -112,7 +113,7 @@ class OperatorProcess:
         ]  # fmt: skip
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(self._directory),
+            "HOME": str(self.directory),
             "PYTHONPATH": str(REPO_DIR / "operator"),
             "PYTHONUNBUFFERED": "1",
         }

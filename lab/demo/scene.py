@@ -150,7 +150,7 @@ def install(lab: Lab) -> dict[str, Backend]:
         lab.namespace(NAMESPACE)
         backends = {version: lab.backend(NAMESPACE, NAME, version) for version in VERSIONS}
         lab.apply(service(NAMESPACE, NAME), *originals(), *grants())
-        lab.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "canaryrollouts.canaryrollout.io")
+        lab.kubectl.wait_served("canaryrollouts.canaryrollout.io")
         lab.wait_synced()
     return backends
 

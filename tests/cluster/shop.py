@@ -39,7 +39,7 @@ def body(name: str = "reviews", **spec: Any) -> dict[str, Any]:
 def install_crd(lab: Lab) -> None:
     """Install the definition of CanaryRollouts and wait until it is served."""
     lab.kubectl("apply", "--server-side", "-f", str(CRD))
-    lab.kubectl("wait", "--for=condition=Established", "crd/canaryrollouts.canaryrollout.io", "--timeout=30s")
+    lab.kubectl.wait_served("canaryrollouts.canaryrollout.io")
 
 
 @dataclass

@@ -43,7 +43,7 @@ def rollout(name: str, spec: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def cluster(apiserver: Lab) -> Iterator[Lab]:
     apiserver.kubectl("apply", "-f", "-", input=crd.render())
-    apiserver.kubectl("wait", "--for=condition=Established", f"crd/{crd.PLURAL}.{crd.GROUP}", "--timeout=30s")
+    apiserver.kubectl.wait_served(f"{crd.PLURAL}.{crd.GROUP}")
     apiserver.namespace(NAMESPACE)
     yield apiserver
     apiserver.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
