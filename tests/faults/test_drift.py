@@ -316,7 +316,7 @@ INJURIES: Final = (
     rerouted(
         "a destination of another host added",
         "ForeignDestination",
-        "route 'primary' sends 10 % to ratings",
+        "route 'primary' sends 10 % of its requests to 'ratings'",
         primary((NAME, "v1", 70), V2, ("ratings", "v1", 10)),
     ),
     rerouted(
