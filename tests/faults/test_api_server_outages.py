@@ -162,6 +162,35 @@ def test_one_request_that_never_returns_holds_up_nothing(ground: Ground, table: 
     table.append(Row("a request that never returns", ", ".join(kinds), len(kinds), "rollout as ever"))
 
 
+@pytest.mark.parametrize(
+    ("write", "fails_from", "asked", "least", "most"),
+    [
+        pytest.param("patch virtualservices n=2", None, 3, 3.0, 4.5, id="a raise"),
+        pytest.param("patch canaryrollouts/status n=8", None, 3, 3.0, 4.5, id="a status"),
+        pytest.param("patch virtualservices n=3", STEPS[1], 30, 0.0, 2.0, id="a rollback"),
+    ],
+)
+def test_a_busy_api_server_is_left_alone_for_as_long_as_it_asks(
+    ground: Ground, table: list[Row], write: str, fails_from: int | None, asked: int, least: float, most: float
+) -> None:
+    """A rollback is not asked for patience: it is tried again within a second."""
+    with new_life(ground) as life:
+        life.start()
+        if fails_from is not None:
+            life.fail_from(fails_from)
+        refused = life.rule(f"{write} answer=429 retry-after={asked}")
+        life.begin()
+        life.until(lambda: life.ended, "end")
+        assert refused.hits == 1, life.story()
+        entries = life.proxy.entries(write.rpartition(" ")[0])
+        after = [entry for entry in entries if entry.at > next(e.at for e in entries if e.rule)]
+        waited = after[0].at - next(e.at for e in entries if e.rule)
+        assert least <= waited <= most, life.story()
+        assert life.weights() == ([0, *STEPS] if fails_from is None else [0, *STEPS[:2], 0]), life.story()
+    row = Row(f"429 with Retry-After: {asked}", f"the answer to {write}", 1, f"tried again {waited:.1f} s later")
+    table.append(row)
+
+
 @pytest.mark.faults
 def test_a_restart_of_the_api_server_loses_nothing(ground: Ground, table: list[Row]) -> None:
     with new_life(ground, elected=True) as life:
