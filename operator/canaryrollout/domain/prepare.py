@@ -96,14 +96,26 @@ def _level(draft: Draft) -> Decision | None:
     if not early:
         return None
     if case.known_gone(stable):
-        message = f"{version} has traffic on {early} before its first step, but {stable} has no ready endpoint"
-        return None if draft.record.promote else _stable_gone(draft, f"{message}: traffic stays until it has one")
+        return _stay_off_the_dead(draft, early)
     actions = routes.lower(case.traffic, stable or "", version, draft.subsets())
     if not actions:
         return None
     message = f"{version} has traffic on {early} before its first step; taking it to 0"
     wait = case.settings.retry
     return draft.move(Phase.PREPARING, "Leveling", message, actions=actions, again=True, wake_in=wait)
+
+
+def _stay_off_the_dead(draft: Draft, early: str) -> Decision | None:
+    """Leave the canary what it has while stable does not answer; where that is everything, it is promoted."""
+    version, stable = draft.record.version, draft.status.stable_version
+    if all(set(route.serving()) == {version} for route in draft.case.traffic.routes) and not draft.record.promote:
+        draft.rollout(promote=True)
+        message = f"{stable} has no ready endpoint, and {version} has all the traffic already"
+        draft.note("ServingVersionGone", message, warning=True)
+    if draft.record.promote:
+        return None
+    message = f"{version} has traffic on {early} before its first step, but {stable} has no ready endpoint"
+    return _stable_gone(draft, f"{message}: traffic stays until it has one")
 
 
 def _stable_gone(draft: Draft, message: str) -> Decision:

@@ -80,6 +80,18 @@ def test_a_promotion_of_a_canary_with_early_traffic_goes_on_while_stable_does_no
     assert min(weight for _, weight in world.weights[1:]) == 40
 
 
+def test_a_canary_that_has_everything_while_stable_does_not_answer_keeps_it() -> None:
+    world = World(rollout=spec(version="v1"), rule=destination_rule("v1", "v2")).run()
+    world.ready = {"v2": 2}
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 0), destination("v2", 100)]))
+    world.run(120)
+    world.apply(version="v2")
+    world.run()
+    assert (world.phase, world.state.stable_version) == (Phase.STABLE, "v2")
+    assert "SetWeights/reviews" not in world.writes
+    assert "ServingVersionGone" in world.events
+
+
 def test_exactly_as_many_endpoints_as_required_are_enough() -> None:
     world = World(rollout=spec(readiness={"minReady": 2}), ready={"v1": 2, "v2": 1}).run(30)
     assert (world.reason, world.state.message) == (
