@@ -86,3 +86,96 @@ def test_a_clock_set_back_while_a_person_is_awaited_leaves_a_status_that_can_be_
     assert record is not None
     assert record.awaiting_since is None
     assert record.awaited_seconds == 0
+
+
+def test_a_raise_under_way_is_given_up_where_the_canary_has_too_few_endpoints() -> None:
+    world = at(World(rollout=spec(readiness={"minReady": 2, "unreadyGrace": "5m"})), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.refusing, world.ready = frozenset(), {"v1": 2, "v2": 1}
+    world.step()
+    assert world.state.message == "v2 has 1 ready endpoints and needs 2; it gets no more traffic"
+    world.run(60)
+    assert world.share("v2") == 10
+    world.ready = {"v1": 2, "v2": 2}
+    world.run(120)
+    assert world.share("v2") > 10
+
+
+def test_a_raise_under_way_goes_on_while_endpoints_cannot_be_read() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.refusing, world.ready = frozenset(), None
+    world.run(3)
+    assert world.share("v2") == 30
+
+
+def test_a_raise_under_way_waits_while_the_mesh_cannot_be_read() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.refusing, world.api = frozenset(), False
+    world.run(30)
+    assert (world.phase, world.reason) == (Phase.PROGRESSING, "MeshUnreadable")
+    world.api = True
+    world.run(3)
+    assert world.share("v2") == 30
+
+
+def test_a_virtual_service_that_goes_during_a_raise_blocks_it() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.services.clear()
+    world.run(30)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
+    record = world.state.rollout
+    assert record is not None
+    assert (record.weight, record.target is not None) == (10, True)
+
+
+def test_weights_that_somebody_changes_during_a_raise_are_not_raised_further() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.edit("reviews", weights(5))
+    world.refusing = frozenset()
+    world.step()
+    record = world.state.rollout
+    assert record is not None
+    assert (record.target, world.state.weight, world.share("v2")) == (None, 10, 5)
+    assert "DriftDetected" in world.events
+    world.run(15, until=lambda w: w.share("v2") != 5)
+    assert world.share("v2") == 10
+
+
+def test_an_edit_that_leaves_the_weights_does_not_end_a_raise() -> None:
+    world = at(World(), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(timeout="3s"))
+    world.refusing = frozenset()
+    world.run(3)
+    assert world.share("v2") == 30
+    assert "DriftDetected" not in world.events
+
+
+def test_an_approval_counts_for_one_raise() -> None:
+    steps = [{"weight": 10, "approval": "Required"}, {"weight": 50, "approval": "Required"}, {"weight": 100}]
+    world = World(rollout=spec(steps=steps))
+    world.run(300, until=lambda w: w.reason == "AwaitingApproval")
+    world.command = "approve/v2/1"
+    world.run(2)
+    record = world.state.rollout
+    assert record is not None
+    assert (world.share("v2"), record.approved, record.awaiting_since) == (50, False, None)
+
+
+def test_the_time_in_which_a_person_was_awaited_is_counted_from_the_next_weight_on() -> None:
+    world = World(rollout=spec(paused=True)).run(90)
+    world.apply(paused=False)
+    world.run(until=lambda w: w.share("v2") == 10)
+    record = world.state.rollout
+    assert record is not None
+    assert 75 <= record.awaited_seconds <= 90

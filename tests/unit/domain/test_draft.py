@@ -1,0 +1,142 @@
+"""What status, history and conditions show of a decision, and that moving counters alone write nothing."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from canaryrollout.api.status import Phase
+from canaryrollout.domain.draft import HISTORY_LENGTH
+from tests.world import World, destination, spec, virtual_service
+
+
+def at(weight: int, **fields: Any) -> World:
+    """Return a world in which the canary has just got this weight."""
+    return World(**fields).run(until=lambda w: w.share("v2") == weight and w.state.weight == weight)
+
+
+def conditions(world: World) -> dict[str, str]:
+    return {c.type: c.status for c in world.state.conditions if c.type in ("Ready", "Reconciling", "Stalled")}
+
+
+class TestConditions:
+    """What `kubectl wait`, Flux and Argo CD go by."""
+
+    @pytest.mark.parametrize("until", [Phase.PREPARING, Phase.PROGRESSING, Phase.PROMOTING])
+    def test_a_rollout_under_way_reconciles_and_is_not_ready(self, until: Phase) -> None:
+        world = World().run(until=lambda w: w.phase is until)
+        assert conditions(world) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+
+    def test_the_wanted_version_is_ready_once_it_serves(self) -> None:
+        assert conditions(World().run()) == {"Ready": "True", "Reconciling": "False", "Stalled": "False"}
+
+    def test_a_stable_version_that_is_not_the_wanted_one_is_not_ready(self) -> None:
+        world = World()
+        world.step()
+        assert world.phase is Phase.STABLE
+        assert conditions(world) == {"Ready": "False", "Reconciling": "True", "Stalled": "False"}
+
+    @pytest.mark.parametrize("make", [lambda: World(services={}), lambda: World(ready={"v1": 2})])
+    def test_what_only_a_person_can_bring_forward_is_stalled(self, make: Any) -> None:
+        world = make().run(1200)
+        assert world.phase in (Phase.BLOCKED, Phase.ROLLED_BACK)
+        assert conditions(world) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+
+    def test_the_time_of_a_condition_is_that_of_its_last_change(self) -> None:
+        world = World().run(until=lambda w: w.phase is Phase.PREPARING)
+        since = world.condition("Reconciling").last_transition_time
+        world.run(until=lambda w: w.share("v2") == 30)
+        assert world.condition("Reconciling").last_transition_time == since
+        world.run()
+        assert world.condition("Reconciling").last_transition_time > since
+
+    def test_an_edited_spec_is_marked_as_seen(self) -> None:
+        world = at(10)
+        world.apply(hold="40s")
+        world.step()
+        assert world.state.observed_generation == world.generation
+        assert {world.condition(kind).observed_generation for kind in conditions(world)} == {world.generation}
+
+
+class TestColumns:
+    """What `kubectl get` shows."""
+
+    def test_under_way(self) -> None:
+        state = at(30).state
+        assert (state.canary_version, state.step, state.weight) == ("v2", "2/4", 30)
+        assert state.deadline is not None
+        assert state.analysis is not None
+        assert (state.analysis.provider, state.analysis.gates) == ("default", ("errorRate",))
+
+    def test_at_rest(self) -> None:
+        state = World().run().state
+        assert (state.canary_version, state.step, state.weight, state.deadline) == (None, "", None, None)
+        assert (state.gates, state.evidence, state.verdict) == ((), "", "")
+
+    def test_after_a_rollback_with_the_numbers_that_decided_it(self) -> None:
+        world = at(10)
+        world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+        state = world.run().state
+        assert (state.phase, state.canary_version, state.step, state.weight) == (Phase.ROLLED_BACK, "v2", "", 0)
+        assert state.deadline is None
+        assert state.verdict == "Fail"
+        assert state.gates[0].verdict == "Fail"
+        assert state.evidence
+
+    def test_a_rollback_has_no_deadline(self) -> None:
+        world = at(30)
+        world.command = "abort/v2/1"
+        world.step()
+        assert world.state.deadline is None
+
+
+def test_counters_that_move_write_no_status() -> None:
+    world = at(10, rollout=spec(hold="10m"))
+    world.run(60)
+    before = world.writes.count("status")
+    world.run(300)
+    assert world.writes.count("status") == before
+
+
+def test_another_reason_for_the_same_wait_is_written() -> None:
+    world = World(ready={"v1": 2}).run(30)
+    world.ready = {"v1": 2, "v2": 1}
+    world.apply(readiness={"minReady": 2})
+    world.run(6)
+    assert world.state.message == "waiting for ready endpoints of v2: 1 of 2"
+
+
+def test_history_keeps_the_newest_transitions() -> None:
+    world = at(10, rollout=spec(hold="1h", progressDeadline="10h"))
+    for token in range(HISTORY_LENGTH + 5):
+        world.command = f"approve/v2/{token}"
+        world.step()
+    history = world.state.history
+    assert len(history) == HISTORY_LENGTH == 20
+    assert history[-1].message.startswith("approve/v2/24: ")
+    assert history[-1].time == world.now
+    assert (history[-1].version, history[-1].weight) == ("v2", 10)
+
+
+def test_what_blocks_is_told_once_for_as_long_as_it_does() -> None:
+    world = World(services={}).run(300)
+    assert world.events.count("VirtualServiceNotFound") == 1
+    world.services["reviews"] = virtual_service("reviews", {"route": [destination("v1")]})
+    world.run(until=lambda w: w.share("v2") == 10)
+    kept = world.services.pop("reviews")
+    world.run(30)
+    world.services["reviews"] = kept
+    assert world.events.count("VirtualServiceNotFound") == 2
+
+
+def test_a_write_that_is_not_accepted_is_in_the_message() -> None:
+    world = at(10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    decision = world.step()
+    assert world.state.message == "giving v2 30 %; not yet accepted: refused by a webhook"
+    assert not decision.again
+    assert decision.wake_at is not None
+    assert decision.wake_at - world.now <= timedelta(seconds=1)
