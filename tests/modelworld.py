@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
+from functools import partial
 from typing import Any, Protocol
 
 from canaryrollout.adapters.istio_patch import build_patch
@@ -25,6 +26,7 @@ from canaryrollout.domain.observation import Endpoints, Failure, Observation, Un
 from tests.world import HOST, OURS, SETTINGS, Crash, World, apply_patch
 
 ZERO = timedelta()
+APART = timedelta(seconds=15)
 TICK = timedelta(milliseconds=20)
 
 
@@ -36,6 +38,9 @@ class Auditor(Protocol):
 
     def wrote(self, world: ModelWorld, action: Action, patch: Iterable[dict[str, Any]], before: dict[str, Any]) -> None:
         """Look at a patch that was applied to the live object."""
+
+    def touched(self, world: ModelWorld, name: str, before: dict[str, Any]) -> None:
+        """Take note that somebody else has written to a VirtualService."""
 
     def stored(self, world: ModelWorld) -> None:
         """Look at the world after anything of ours was written."""
@@ -216,6 +221,8 @@ class ModelWorld(World):
     def _evidence(self, request: EvidenceRequest | None) -> Evidence | None:
         if request is None or self.restarted:
             return None
+        if abs(self.skew) > APART:
+            return Evidence(request, (), "its clock is not the operator's", self.now)
         until = min(self.now, self.away_since or self.now) - SETTINGS.lag["default"] - self.extra_lag
         blocks, start = [], request.start
         for end in request.ends(start, min(until, request.until or until)):
@@ -286,9 +293,16 @@ class ModelWorld(World):
     def reapply(self) -> None:
         """Let GitOps tools apply again what people wrote."""
         for name in self.looping & self.services.keys():
-            if self.services[name]["spec"] != self.authored[name]["spec"]:
-                self.services[name]["spec"] = copy.deepcopy(self.authored[name]["spec"])
-                self._touch(self.services[name], "argocd")
+            wanted = copy.deepcopy(self.authored[name]["spec"])
+            if self.services[name]["spec"] != wanted:
+                self.edit(name, partial(_replace, wanted))
+
+    def edit(self, name: str, change: Callable[[dict[str, Any]], None], manager: str = "argocd") -> None:
+        """Change a VirtualService's spec the way another manager does."""
+        before = copy.deepcopy(self.services[name])
+        super().edit(name, change, manager)
+        if self.auditor is not None:
+            self.auditor.touched(self, name, before)
 
     def edit_both(self, name: str, change: Callable[[dict[str, Any]], None]) -> None:
         """Let a person edit what is not ours: in the live object, and in what people wrote."""
@@ -317,3 +331,8 @@ class ModelWorld(World):
             self.rule = copy.deepcopy(self.authored_rule)
             assert self.rule is not None
             self.rule["metadata"]["resourceVersion"] = f"again-{self.passes}"
+
+
+def _replace(wanted: dict[str, Any], mesh: dict[str, Any]) -> None:
+    mesh.clear()
+    mesh.update(wanted)

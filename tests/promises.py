@@ -61,6 +61,8 @@ class Ledger:
         unready_in_all: The same, less the moments in between in which it had some or nobody could tell.
         ready_again: True time since when such a moment has lasted.
         lowered: Whether traffic was taken back without status knowing why.
+        changed_at: True time at which somebody else last lowered the canary, by VirtualService, and for how long that
+            is respected.
         jumped: Whether the clock was set during this rollout.
     """
 
@@ -73,6 +75,7 @@ class Ledger:
     unready_in_all: datetime | None = None
     ready_again: datetime | None = None
     lowered: bool = False
+    changed_at: dict[str, tuple[datetime, timedelta]] = field(default_factory=dict)
     jumped: bool = False
 
 
@@ -132,12 +135,16 @@ class Promises:
             ledger.jumped = True
         command = after.last_command
         accepted = command is not None and command != seen.last_command and command.result == "accepted"
+        if accepted or after.observed_generation != seen.observed_generation:
+            ledger.changed_at.clear()
         if accepted:
             self.reassertions = 0
         record = after.rollout
         if record is None:
             return
         which = (record.version, record.token, record.started_at)
+        if ledger.rollout is not None and ledger.rollout[2] > record.started_at and ledger.rollout[:2] == which[:2]:
+            ledger.rollout = which  # the clock was set back: it started now
         if ledger.rollout != which:
             adopted = record.weight if seen.stable_version is None else 0
             promise("a new rollout begins at 0", record.weight == adopted, record)
@@ -267,6 +274,7 @@ class Promises:
         self._ready_for_more(world, saw, decision.status)
         if not record.promote:
             promise("a pause stops raises", not world.rollout.paused, record.target)
+            promise("one judge per host", not saw.claims, saw.claims)
             self._one_step_up(world.rollout, record)
             if record.weight:
                 self._passed(world, saw, record)
@@ -320,9 +328,8 @@ class Promises:
         if before is None or after is None or before.reason or before.ended_at is not None:
             return
         name = "progress is never repeated from the start"
-        promise(
-            name, (before.version, before.token, before.started_at) == (after.version, after.token, after.started_at)
-        )
+        promise(name, (before.version, before.token) == (after.version, after.token))
+        promise(name, after.started_at <= before.started_at, (before.started_at, after.started_at))
         promise(name, after.weight >= before.weight or after.reason, (before.weight, after.weight))
         promise(name, after.finished[: len(before.finished)] == before.finished, after.finished)
         weights = [step.weight for step in after.finished]
@@ -371,6 +378,9 @@ class Promises:
 
     def wrote(self, world: ModelWorld, action: Action, patch: Iterable[dict[str, Any]], before: dict[str, Any]) -> None:
         """Check a patch of ours after it was applied."""
+        under_way = self.decision.status.rollout if self.decision is not None else None
+        if under_way is not None and under_way.ended_at is None and not world.deleting:
+            promise("the finalizer comes before the first write", world.finalizer, action.key)
         first = next(iter(patch))
         promise("every patch is guarded", first["path"] == "/metadata/resourceVersion", first)
         live = world.rule if before["kind"] == "DestinationRule" else world.services[before["metadata"]["name"]]
@@ -421,7 +431,8 @@ class Promises:
         for place in has:
             if has[place] > had.get(place, 0):
                 self._gains(world, status, place[1], had, has, place[0])
-        self._moved(world, status, had, has, {t.route for t in action.routes})
+        self._moved(world, status, had, has, live)
+        self.ledger.changed_at.pop(name, None)
 
     def _gains(
         self,
@@ -468,7 +479,7 @@ class Promises:
         status: CanaryRolloutStatus,
         had: dict[tuple[str, str], int],
         has: dict[tuple[str, str], int],
-        routes: set[str],
+        live: dict[str, Any],
     ) -> None:
         """Check that the canary rises to what it has earned, and falls for a reason."""
         record = status.rollout
@@ -480,6 +491,7 @@ class Promises:
             before = sum(share for (at, s), share in had.items() if at == route and s in names)
             after = sum(share for (at, s), share in has.items() if at == route and s in names)
             if after > before:
+                self._respected(world, status, live["metadata"]["name"], record)
                 told = f"{before} to {after} %, earned {self.ledger.granted} %"
                 promise("weight never rises without a pass of the present weight", after <= self.ledger.granted, told)
                 promise("nothing rises while it is taken back", not record.reason, record.reason)
@@ -493,6 +505,31 @@ class Promises:
                     after >= record.weight or given,
                     (before, after, status.message),
                 )
+
+    def _respected(self, world: ModelWorld, status: CanaryRolloutStatus, name: str, record: RolloutRecord) -> None:
+        """Check that what somebody else lowered is left alone for an interval at least."""
+        found = self.ledger.changed_at.get(name)
+        asked = record.promote or (status.contest is not None and status.contest.resumed)
+        if found is None or asked or self.ledger.jumped or ready(self.saw, status.stable_version) == 0:
+            return
+        at, pause = found
+        pause = min(pause, world.rollout.analysis.interval)
+        promise("a lowering by somebody else is respected at once", world.real - at >= pause - SLACK, (name, at))
+
+    def touched(self, world: ModelWorld, name: str, before: dict[str, Any]) -> None:
+        """Take note of who lowered the canary, and when."""
+        record = world.state.rollout
+        if record is None or record.ended_at is not None or record.reason:
+            return
+        labels = labels_of(world)
+        had, has = (
+            sum(w for _, s, w in destinations(document) if self._version(labels, world.state, s) == record.version)
+            for document in (before, world.services[name])
+        )
+        if has < had:
+            self.ledger.changed_at[name] = (world.real, world.rollout.analysis.interval)
+        elif has > had:
+            self.ledger.changed_at.pop(name, None)
 
     def stored(self, world: ModelWorld) -> None:
         """Check that at this moment, were nothing more to happen, others would have what they wrote."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import os
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
@@ -80,6 +81,9 @@ def grumbling(version: str, weight: int, at: datetime) -> float:
 
 class Life(RuleBasedStateMachine):
     """One CanaryRollout, from first sight to its end."""
+
+    lived: ClassVar[int] = 0
+    """How many things have happened in all lives."""
 
     @initialize(
         both=st.booleans(),
@@ -380,6 +384,18 @@ class Life(RuleBasedStateMachine):
         self.world.jump(timedelta(minutes=minutes))
         self.world.pass_time(then)
 
+    @rule(then=passes)
+    @precondition(lambda self: self.world.skew)
+    def the_clock_is_set_right(self, then: int) -> None:
+        self.world.jump(-self.world.skew)
+        self.world.pass_time(then)
+
+    @rule(minutes=st.sampled_from([3, 12]))
+    def a_long_time_goes_by(self, minutes: int) -> None:
+        end = self.world.now + timedelta(minutes=minutes)
+        while self.world.now < end and not (self.world.deleting and not self.world.finalizer):
+            self.world.pass_time(5)
+
     # -- promises that need a look into the future --------------------------------------------------------------------
 
     @rule()
@@ -389,9 +405,7 @@ class Life(RuleBasedStateMachine):
         record = probe.state.rollout
         if record is None or record.ended_at or record.version == probe.state.stable_version or probe.deleting:
             return
-        probe.api, probe.refusing, probe.races, probe.crash_at = True, frozenset(), 0, None
-        probe.looping.clear()
-        probe.prometheus, probe.found, probe.status_refused = False, None, True
+        cut_off(probe)
         probe.command = f"abort/{record.version}/probe"
         for _ in range(6):
             probe.pass_time(1)
@@ -400,6 +414,38 @@ class Life(RuleBasedStateMachine):
         gone = probe.ready is not None and not probe.ready.get(probe.state.stable_version or "")
         low = [share for share in shares(probe, record.version) if share]
         promise("a rollback is reachable from every state before promotion", gone or not low, (low, probe.reason))
+
+    @rule()
+    def a_dead_canary_would_be_taken_back_now(self) -> None:
+        """It is after its grace, although nothing works but reading the mesh and writing VirtualServices."""
+        probe = copy.deepcopy(self.world)
+        record = probe.state.rollout
+        if record is None or record.ended_at or record.version == probe.state.stable_version or probe.deleting:
+            return
+        cut_off(probe)
+        probe.ready = {probe.state.stable_version or "": 2}
+        for _ in range(3 + probe.rollout.readiness.unready_grace // timedelta(seconds=1)):
+            probe.pass_time(1)
+        if movable(probe) and {record.version, probe.state.stable_version} <= probe.state.subsets.keys():
+            promise(
+                "a canary without endpoints for the grace is taken back",
+                not any(shares(probe, record.version)),
+                (shares(probe, record.version), probe.reason),
+            )
+
+    @rule()
+    def a_rollback_would_end_at_zero_now(self) -> None:
+        """What is being taken back reaches 0 whatever else fails."""
+        probe = copy.deepcopy(self.world)
+        record = probe.state.rollout
+        if record is None or record.ended_at or not record.reason:
+            return
+        cut_off(probe)
+        for _ in range(4):
+            probe.pass_time(1)
+        gone = probe.ready is not None and not probe.ready.get(probe.state.stable_version or "")
+        if movable(probe) and not gone and {record.version, probe.state.stable_version} <= probe.state.subsets.keys():
+            promise("a rollback that began reaches 0", not any(shares(probe, record.version)), probe.reason)
 
     @rule()
     def deletion_would_end_now(self) -> None:
@@ -422,6 +468,7 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def the_status_can_be_read(self) -> None:
         if hasattr(self, "world"):
+            Life.lived += 1
             CanaryRolloutStatus.model_validate(self.world.status)
 
     def teardown(self) -> None:
@@ -455,11 +502,19 @@ class Life(RuleBasedStateMachine):
 WAITS_FOR_A_PERSON = ("WeightContested", "StableVersionUnknown", "AwaitingApproval")
 
 
+def cut_off(world: ModelWorld) -> None:
+    """Leave nothing working but an API server that serves the mesh: no provider, and no status is written."""
+    world.api, world.refusing, world.races, world.crash_at = True, frozenset(), 0, None
+    world.looping.clear()
+    world.prometheus, world.found, world.status_refused = False, None, True
+
+
 def make_well(world: ModelWorld) -> None:
     """Make everything well that is not a person's to decide."""
     world.api, world.refusing, world.status_refused, world.races, world.crash_at = True, frozenset(), False, 0, None
     world.looping.clear()
     world.claims = ()
+    world.jump(-world.skew)
     world.prometheus, world.partial, world.extra_lag, world.found, world.deaf = True, False, timedelta(), {}, 0
     world.error_rate, world.rps, world.canary_seen = faultless, 100, True
     world.metric = lambda name, at: 1
@@ -505,6 +560,7 @@ def shares(world: ModelWorld, version: str) -> list[int]:
 
 def test_a_life_with_everything_that_can_happen() -> None:
     longer = "MODEL_EXAMPLES" in os.environ
+    Life.lived = 0
     run_state_machine_as_test(
         Life,
         settings=settings(
@@ -518,3 +574,102 @@ def test_a_life_with_everything_that_can_happen() -> None:
             phases=[Stage.generate, Stage.shrink],
         ),
     )
+    assert Life.lived >= EXAMPLES * STEPS / 2, f"lives have become short: {Life.lived} things happened in all"
+
+
+class TestStories:
+    """Lives in which something that chance seldom brings about happens for certain."""
+
+    def begin(self, **fields: Any) -> Life:
+        life = Life()
+        fields = {"steps": LADDERS[0], "analysis": ANALYSES[0], "undisturbed": 0} | fields
+        life.begin(both=fields.pop("both", True), subsets=("v1", "v2"), shape="one", **fields)
+        return life
+
+    def reach(self, life: Life, weight: int) -> None:
+        life.world.run(until=lambda w: w.state.weight == weight and w.reason == "Holding")
+        assert life.world.share("v2") == weight
+
+    @pytest.mark.parametrize("weight", [0, 10])
+    def test_paused(self, weight: int) -> None:
+        life = self.begin()
+        if weight:
+            self.reach(life, weight)
+        life.a_field_is_edited({"paused": True}, then=20)
+        life.a_long_time_goes_by(3)
+        assert (life.world.phase, life.world.share("v2")) == (Phase.PAUSED, weight)
+        life.teardown()
+        assert life.world.phase is Phase.STABLE
+
+    @pytest.mark.parametrize("policy", ["Hold", "Rollback"])
+    def test_a_deadline_that_passes(self, policy: str) -> None:
+        life = self.begin(analysis=ANALYSES[0] | {"minRequests": 1_000_000})
+        life.world.run(until=lambda w: w.state.weight == 10)
+        life.a_field_is_edited({"onDeadline": policy}, then=1)
+        life.a_field_is_edited({"progressDeadline": "2m"}, then=1)
+        life.a_long_time_goes_by(3)
+        assert life.world.share("v2") == (10 if policy == "Hold" else 0)
+        life.gates_are_edited(ANALYSES[0], then=0)
+        life.teardown()
+
+    @pytest.mark.parametrize("policy", ["Hold", "Rollback"])
+    def test_a_canary_without_series(self, policy: str) -> None:
+        life = self.begin(analysis=ANALYSES[0] | {"onNoData": policy})
+        life.world.canary_seen = False
+        life.world.run(until=lambda w: w.share("v2") == 10)
+        life.a_long_time_goes_by(3)
+        assert life.world.share("v2") == (10 if policy == "Hold" else 0)
+        life.teardown()
+
+    @pytest.mark.parametrize("names", [["gateway"], ["gateway", "reviews"]])
+    def test_a_lowering_by_somebody_else(self, names: list[str]) -> None:
+        life = self.begin()
+        self.reach(life, 30)
+        for _ in range(2):
+            for name in names:
+                life.weights_are_changed(name, weight=0, canary="v2", then=0)
+            life.time_goes_by(12)
+        assert "WeightReasserted" in life.world.events
+        life.teardown()
+
+    def test_a_gitops_tool_that_does_not_give_way(self) -> None:
+        life = self.begin()
+        self.reach(life, 30)
+        life.a_gitops_tool_keeps_applying("gateway", then=0)
+        life.a_long_time_goes_by(3)
+        assert (life.world.reason, life.world.share("v2")) == ("WeightContested", 0)
+        life.teardown()
+
+    def test_another_rollout_on_the_host(self) -> None:
+        life = self.begin()
+        self.reach(life, 10)
+        life.another_rollout_claims_the_host(on=True, then=0)
+        life.a_long_time_goes_by(3)
+        assert (life.world.reason, life.world.share("v2")) == ("HostClaimed", 10)
+        life.teardown()
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    @pytest.mark.parametrize("restarted", [True, False])
+    def test_a_clock_that_is_set_and_set_right(self, minutes: int, restarted: bool) -> None:
+        life = self.begin()
+        self.reach(life, 10)
+        life.the_clock_is_set(minutes, then=3)
+        if restarted:
+            life.the_operator_restarts(then=3)
+        life.the_clock_is_set_right(then=3)
+        life.teardown()
+        assert life.world.phase is Phase.STABLE
+
+    def test_a_canary_that_dies_while_no_status_can_be_written(self) -> None:
+        life = self.begin()
+        self.reach(life, 10)
+        life.a_dead_canary_would_be_taken_back_now()
+        life.teardown()
+
+    def test_a_canary_that_is_dead_while_the_clock_is_set_back(self) -> None:
+        life = self.begin()
+        self.reach(life, 10)
+        life.endpoints_change({"v1": 2}, then=1)
+        life.the_clock_is_set(-10, then=20)
+        assert life.world.share("v2") == 0
+        life.teardown()
