@@ -353,14 +353,14 @@ def injured(ground: Ground, injury: Injury) -> float:
         listed = {"virtualServices": [{"name": NAME, "routes": ["primary"]}], "destinationRule": {"name": NAME}}
         life.begin(steps=ASK, istio=listed)
         awaits_approval(life, 20)
-        before = len([w for w in written(life) if w.ours])
+        before = life.applied()["patch virtualservices"]
         injury.harm(life)
         took = life.until(lambda: life.status.phase is Phase.BLOCKED, "block", 10)
         assert reason(life) == injury.reason, life.story()
         assert injury.words in life.status.message, life.status.message
         undisturbed(neighbor)
         assert life.status.phase is Phase.BLOCKED
-        assert len([w for w in written(life) if w.ours]) == before, life.story()
+        assert life.applied()["patch virtualservices"] == before, life.story()
         injury.heal(life)
         if injury.reason == "VirtualServiceNotFound":
             write(life, named, PERSON)
