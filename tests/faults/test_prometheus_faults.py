@@ -37,7 +37,8 @@ SLACK_SECONDS: Final = 1.5
 ANSWERED_WITHIN: Final = INTERVAL_SECONDS + 1.0
 """After the first sound answer, for a breach that began in the meantime."""
 GRACE_SECONDS: Final = 1.0
-AT_ONCE_SECONDS: Final = 3.0
+AT_ONCE_SECONDS: Final = 5.0
+"""Usually one; the fault lasts longer, and so does a query that hangs."""
 OWN_QUERY: Final = "vector(3)"
 OWN: Final = {**ANALYSIS, "metrics": [{"name": "checkout-failures", "query": OWN_QUERY, "max": "5"}]}
 
