@@ -141,6 +141,10 @@ class Worker:
             _log.warning("rollout unreadable", rollout=key, error=str(error))
             outcome = Outcome.FAILED
             self._retry_later(key, urgent=self._was_taking_back(key), asked=error.seconds)
+        except TimeoutError:
+            _log.warning("rollout unreadable", rollout=key, error="no answer in time")
+            outcome = Outcome.FAILED
+            self._retry_later(key, urgent=self._was_taking_back(key))
         except Exception:  # noqa: BLE001 - one rollout must not stop the others
             _log.exception("pass crashed", rollout=key)
             outcome = Outcome.CRASHED

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 import pytest
+import structlog
 
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.decision import Action, Decision, Event, Needs, Order, SetFinalizer, SetWeights
@@ -178,6 +179,19 @@ async def test_a_rollout_that_cannot_be_read_is_read_again_after_the_wait_that_w
     await run(world, script(move(Order.MESH_FIRST, SetFinalizer(False))), 60)
     gaps = [later - sooner for sooner, later in pairwise(world.at("get")[:3])]
     assert all(3 <= gap <= 3.4 for gap in gaps), world.at("get")
+
+
+async def test_a_rollout_that_is_not_read_in_time_is_no_crash(world: World) -> None:
+    world.delays = {"get": 3600}
+
+    def decide(spec: object, status: CanaryRolloutStatus, observation: Observation, now: datetime) -> Decision:
+        return Decision(status, (weights("a"),), Order.STATUS_FIRST)
+
+    with structlog.testing.capture_logs() as logs:
+        await run(world, decide, 60)
+    assert len(world.at("get")) > 3
+    assert world.at("SetWeights/a") == []
+    assert {(line["event"], line.get("error")) for line in logs} == {("rollout unreadable", "no answer in time")}
 
 
 @pytest.mark.parametrize("asked", ["by itself", "by others"])
