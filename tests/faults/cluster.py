@@ -51,6 +51,12 @@ class Cluster:
         url = f"{self._path(kind, namespace)}/{name}"
         self._ask("PATCH", url, data=json.dumps(patch), headers=headers, params=query)
 
+    def replace(self, kind: Kind, namespace: str, name: str, field: str, value: Any) -> None:
+        """Put another value into the place of a top-level field; nulls in it stay what they are."""
+        headers = {"Content-Type": "application/json-patch+json"}
+        change = [{"op": "add", "path": f"/{field}", "value": value}]
+        self._ask("PATCH", f"{self._path(kind, namespace)}/{name}", data=json.dumps(change), headers=headers)
+
     def delete(self, kind: Kind, namespace: str, name: str) -> None:
         """Delete an object."""
         self._ask("DELETE", f"{self._path(kind, namespace)}/{name}")
