@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,7 @@ from tests.mutation.trial import noticed_by
 TESTS: Final = (FOLDER,)
 LEFT_OUT: Final = ("__init__", "evalues", "intervals", "evidence", "observation", "decision", "settings")
 """Modules of formulas, which are proved by exact arithmetic and simulation, and of plain data."""
-MOST_SECONDS: Final = 6.0
+MOST_SECONDS: Final = 4.0
 """How long the tests may take that one mutant is shown to."""
 PATIENCE: Final = 20.0
 
@@ -81,21 +81,27 @@ class _Trials:
         """Try the mutants of all modules."""
         gc.freeze()
         self._reach = Reach(session.items)
-        for module in self._modules:
-            self._try_module(module)
+        found = {module: _mutants_of(module) for module in self._modules}
+        turns = {module: iter(_spread(len(mutants_))) for module, mutants_ in found.items()}
+        while turns and time.monotonic() < self._end:
+            for module in list(turns):
+                self._take_turn(module, found[module], turns)
+        for module, all_ in found.items():
+            tried = sum(self.ledger.tried(module, mutant) for mutant in all_)
+            alive = sum(self.ledger.survives(module, mutant) for mutant in all_)
+            print(f"mutate: {module}: {tried} of {len(all_)} tried, {alive} not noticed", flush=True)
         return True
 
-    def _try_module(self, module: str) -> None:
-        found = _mutants_of(module)
-        for index in _spread(len(found)):
+    def _take_turn(self, module: str, found: Sequence[Mutant], turns: dict[str, Iterator[int]]) -> None:
+        """Try the next mutants of a module, so that time that runs out leaves an even sample of each."""
+        for index in turns[module]:
             if time.monotonic() > self._end:
-                break
+                return
             if not self.ledger.knows(module, found[index]):
                 self._try(module, found[index])
                 self.ledger.save(module, found)
-        tried = sum(self.ledger.tried(module, mutant) for mutant in found)
-        alive = sum(self.ledger.survives(module, mutant) for mutant in found)
-        print(f"mutate: {module}: {tried} of {len(found)} tried, {alive} not noticed", flush=True)
+                return
+        del turns[module]
 
     def _try(self, module: str, mutant: Mutant) -> None:
         asked, left = 0, MOST_SECONDS
