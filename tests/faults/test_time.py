@@ -34,7 +34,8 @@ WRONG_SECONDS: Final = 6.0
 SOON: Final = 20.0
 """No wait may take longer, whatever the clock says; without a change of the clock none takes half of it."""
 INTERVAL_SECONDS: Final = 1.0
-LEASE: Final = {"leaseDuration": "6s", "renewDeadline": "4s", "retryPeriod": "500ms"}
+LEASE: Final = {"leaseDuration": "6s", "renewDeadline": "4s", "retryPeriod": "1s"}
+"""So that a process that stands still for ten seconds loses it."""
 ASK: Final = [{"weight": 20}, {"weight": 60, "approval": "Required"}, {"weight": 100}]
 AT_ONCE: Final = 4
 
@@ -173,7 +174,7 @@ MOMENTS: Final[Mapping[str, Moment]] = {
 
 def lived(ground: Ground, library: Path, moment: Moment, shift: float, start: float = 0.0) -> str:
     """Set the clock at a moment of a life; return what came of it."""
-    with new_life(ground, elected=True, **LEASE) as life:
+    with new_life(ground, elected=True) as life:
         clock = WallClock(library, ground.directory / f"{life.namespace}.clock")
         clock.set(start)
         life.start(environment=clock.environment, timings={**TIMINGS, **moment.timings})
@@ -225,7 +226,7 @@ def test_the_clock_is_set(ground: Ground, library: Path, table: list[Row], cases
 def test_a_clock_that_was_wrong_from_the_beginning_is_set_right(
     ground: Ground, library: Path, table: list[Row], start: float
 ) -> None:
-    with new_life(ground, elected=True, **LEASE) as life:
+    with new_life(ground, elected=True) as life:
         clock = WallClock(library, ground.directory / f"{life.namespace}.clock")
         clock.set(start)
         life.start(environment=clock.environment)
