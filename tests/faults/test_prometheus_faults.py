@@ -176,7 +176,7 @@ def row(ground: Ground, name: str) -> Row:
         check_columns(patient, case)
         assert (lives.failing.weight == WEIGHT) == case.blind, lives.failing.story()
         for life in (lives.aborted, lives.lost):
-            life.until(lambda life=life: life.ended, "end of a rollback without a provider", 5)  # type: ignore[misc]
+            life.until(lambda life=life: life.ended, "end of a rollback without a provider", 20)  # type: ignore[misc]
 
         healed = between.heal()
         lives.failing.until(lambda: lives.failing.weight == 0, "rollback")
