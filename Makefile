@@ -58,7 +58,7 @@ test-cluster: $(READY) ## Run the tests on a real API server
 	@$(PYTEST) tests/cluster tests/faults -m "not faults" -q
 
 faults: $(READY) ## Run every row of the fault matrix, and write docs/reliability.md from what was seen
-	@status=0; $(PYTEST) tests/faults -m "cluster or faults" -v || status=$$?; \
+	@status=0; $(PYTEST) tests/faults tests/cluster tests/mesh --rows -v || status=$$?; \
 		$(BIN)/python -m tests.faults.report && exit $$status
 
 test-mesh: $(READY) ## Run the tests on a real mesh, one after the other

@@ -102,6 +102,19 @@ _ROWS: Final = pytest.StashKey[list[Row]]()
 _RECORDS: Final = pytest.StashKey[Records]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run be made of such tests alone."""
+    parser.addoption("--rows", action="store_true", help="run only tests that leave rows for docs/reliability.md")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the others out where that was asked for."""
+    if config.getoption("--rows"):
+        others = [item for item in items if "table" not in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> list[Row]:
     """Rows that are shown at the end of the run, and kept for the page on reliability."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.report import SECTIONS, exists, merged, page, section_of
+from tests.faults.report import SECTIONS, existing, merged, page, section_of
 from tests.faults.rows import Outcome, Record, Row, keep, read
 
 KILL = "tests/faults/test_kill_at_every_write.py::test_killed_at_every_write[rollback]"
 DRIFT = "tests/faults/test_drift.py::test_a_weight_is_edited"
+OPTIONS = ("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
 pytest_plugins = ["pytester"]
 
 
@@ -113,14 +114,17 @@ def test_older_results_and_empty_ones_replace_nothing() -> None:
     assert merged(kept, failed) == failed
 
 
-def test_a_test_that_is_gone_or_renamed_is_known_to_be(tmp_path: Path) -> None:
-    (tmp_path / "test_a.py").write_text(
-        "def test_here(x):\n    pass\n\nclass A:\n    async def test_inside(self): ...\n"
-    )
-    assert exists("test_a.py::test_here[case]", tmp_path)
-    assert exists("test_a.py::A::test_inside", tmp_path)
-    assert not exists("test_a.py::test_her", tmp_path)
-    assert not exists("test_b.py::test_here", tmp_path)
+def test_tests_and_cases_that_are_gone_lose_their_rows(tmp_path: Path) -> None:
+    cases = "@pytest.mark.parametrize('x', ['old'])\ndef test_cases(x): ...\n"
+    (tmp_path / "test_a.py").write_text(f"import pytest\ndef test_here(): ...\n{cases}")
+    names = ["a.py::test_here", "a.py::test_her", "a.py::test_cases[old]", "a.py::test_cases[older]", "b.py::test_here"]
+    found = existing({f"test_{name}": record(row()) for name in names}, tmp_path)
+    assert list(found) == ["test_a.py::test_here", "test_a.py::test_cases[old]"]
+
+
+def test_rows_stay_while_a_file_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text("def")
+    assert list(existing({"test_a.py::test_x": record(row())}, tmp_path)) == ["test_a.py::test_x"]
 
 
 def test_tests_leave_their_rows_whatever_becomes_of_them(pytester: pytest.Pytester) -> None:
@@ -173,7 +177,7 @@ def test_tests_leave_their_rows_whatever_becomes_of_them(pytester: pytest.Pytest
             pass
         """
     )
-    pytester.runpytest_inprocess("-p", "no:cacheprovider", "-o", "asyncio_default_fixture_loop_scope=function")
+    pytester.runpytest_inprocess(*OPTIONS)
     found = {test.rpartition("::")[2]: record for test, record in read(results).items()}
     assert {test: (record.outcome.value, record.full, record.problem) for test, record in found.items()} == {
         "test_passes": ("passed", False, ""),
@@ -182,3 +186,6 @@ def test_tests_leave_their_rows_whatever_becomes_of_them(pytester: pytest.Pytest
         "test_known": ("known not to hold", False, "as yet"),
     }
     assert found["test_fails_after_a_row"].rows == (Row("d", "e", 2, "f"),)
+    chosen = pytester.runpytest_inprocess(*OPTIONS, "--rows", "--collect-only", "-q")
+    names = [line.rpartition("::")[2] for line in chosen.outlines if "::" in line]
+    assert sorted(names) == sorted([*found, "test_skipped", "test_that_could_not_begin"])
