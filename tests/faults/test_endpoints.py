@@ -29,7 +29,7 @@ AT_ONCE: Final = 3
 GRACE_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
 """How often the operator of a life looks at endpoints: every 5 s by default."""
-SLACK_SECONDS: Final = 1.0
+SLACK_SECONDS: Final = 2.0
 """For a machine that is busy with other tests."""
 ANSWERED_WITHIN: Final = GRACE_SECONDS + POLL_SECONDS + SLACK_SECONDS
 READINESS: Final = {"unreadyGrace": f"{GRACE_SECONDS:g}s"}
