@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from tests.faults.cluster import ROLLOUTS
@@ -23,11 +23,12 @@ def anything_goes(ground: Ground, life: Life) -> Iterator[None]:
     (version,) = json.loads(ground.lab.kubectl("get", "crd", _DEFINITION, "-o", "json"))["spec"]["versions"]
     _demand(ground, {"type": "object", "x-kubernetes-preserve-unknown-fields": True})
     try:
-        _until(lambda: _taken(life), "it takes any object")
+        _until(lambda: _answer(life) == "taken", "it takes any object")
         yield
     finally:
         _demand(ground, version["schema"]["openAPIV3Schema"])
-        _until(lambda: not _taken(life), "it minds the schema again")
+        _until(lambda: _answer(life) == "refused", "it minds the schema again")
+        _until(lambda: _lists(life), "it lists them again")
 
 
 def _demand(ground: Ground, schema: object) -> None:
@@ -35,16 +36,25 @@ def _demand(ground: Ground, schema: object) -> None:
     ground.lab.kubectl("patch", "crd", _DEFINITION, "--type=json", "-p", patch)
 
 
-def _taken(life: Life) -> bool:
+def _answer(life: Life) -> str:
+    """How the API server answers an object past the schema: it takes the definition in after a while."""
     cluster = life.ground.cluster
-    metadata = {"name": _PROBE, "namespace": life.namespace, "annotations": {"canaryrollout.io/probe": "yes"}}
+    metadata = {"name": _PROBE, "namespace": life.namespace}
     document = {"apiVersion": "canaryrollout.io/v1alpha1", "kind": "CanaryRollout", "metadata": metadata, "spec": 7}
     try:
         cluster.create(ROLLOUTS, life.namespace, document)
+        cluster.delete(ROLLOUTS, life.namespace, _PROBE)
+        cluster.list(ROLLOUTS)
+    except AssertionError as error:
+        return "refused" if ": 422 " in str(error) else str(error)
+    return "taken"
+
+
+def _lists(life: Life) -> bool:
+    try:
+        life.ground.cluster.list(ROLLOUTS)
     except AssertionError:
         return False
-    with suppress(AssertionError):
-        cluster.delete(ROLLOUTS, life.namespace, _PROBE)
     return True
 
 

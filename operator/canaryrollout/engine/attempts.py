@@ -68,6 +68,7 @@ class Attempts:
         looked: The same at the last look.
         unstored: A status, and what was decided on it last and could not be stored.
         told: What was last said to be wrong with a status that cannot be read.
+        foretold: What was said although no status says so, because it was refused.
     """
 
     failures: dict[str, Failure] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Attempts:
     looked: float | None = None
     unstored: tuple[CanaryRolloutStatus, CanaryRolloutStatus] | None = None
     told: tuple[Event, ...] = ()
+    foretold: tuple[Event, ...] = ()
 
     def record(self, tried: Collection[str], failed: Mapping[str, str], now: datetime) -> None:
         """Count failures of actions: one that succeeded starts anew, one that was not tried keeps its count."""

@@ -91,6 +91,22 @@ def _said_once(rollout: Rollout, decision: Decision, attempts: Attempts) -> Deci
     return decision
 
 
+def _is_told(attempts: Attempts, decision: Decision, result: Result, refused: bool) -> bool:
+    """Return whether Events are due: when status says the same, or when it is refused where they are all there is.
+
+    The API server refuses every status of an object that an older definition let in and the present one would not.
+    """
+    told = attempts.foretold
+    if result.status_written:
+        attempts.foretold = ()
+        return told != decision.events
+    idle = decision.status.phase is Phase.BLOCKED and not decision.actions
+    if not (idle and refused) or told == decision.events:
+        return False
+    attempts.foretold = decision.events
+    return True
+
+
 class Worker:
     """Takes keys from the queue and makes one pass for each; several may run side by side."""
 
@@ -242,7 +258,7 @@ class Worker:
         self._take_in(result.rollout)
         if result.tried:
             _log.debug("acted", rollout=key, phase=result.rollout.status.phase, tried=result.tried)
-        if result.status_written and decision.events:
+        if decision.events and _is_told(attempts, decision, result, STATUS_KEY in failed):
             _log_events(key, decision.events)
             self._parts.background(self._emit(result.rollout, decision.events))
         if result.fenced:

@@ -369,6 +369,14 @@ async def test_a_status_that_cannot_be_read_is_never_written_over(world: World) 
     assert world.events == [(KEY, "StatusUnreadable")], "said once, whatever the number of passes"
 
 
+@pytest.mark.parametrize("error", [OSError("no route to host"), Conflict("422 Invalid")], ids=["error", "invalid"])
+async def test_what_is_wrong_is_said_once_although_no_status_is_taken(world: World, error: Exception) -> None:
+    world.errors = {"write_status": [error] * 20}
+    await run(world, script(*[move(Order.STATUS_FIRST, phase=Phase.BLOCKED)] * 21), 2000)
+    assert len(world.statuses) == 1, "it is tried again"
+    assert world.events == [(KEY, "WeightSet")]
+
+
 async def test_a_deleted_object_whose_status_cannot_be_read_is_let_go_after_a_while(world: World) -> None:
     known = rollout(phase=None, deleting=True, finalizer=True, deleted_at=EPOCH)
     world.put(replace(known, status_problems=("status.phase: 'Baking' is not a phase",)))
