@@ -34,7 +34,7 @@ SECTIONS: Final[Mapping[str, str]] = {
     "Neighbors": r"neighbo|two_|rival|invalid|same_host|one_host|side",
     "High availability": r"lead|elect|availab|lease|standby|replicas|fenc",
     "Time": r"clock|time|stopped|suspend",
-    "Security": r"secur|hostile|demo",
+    "Security": r"secur|hostile|tenant|right|demo",
 }
 """Sections of the page, and what the name of a test's file has in it. Listed by the order of the page."""
 
@@ -62,6 +62,11 @@ hangs, answers errors, and kills or stops the operator at a request. In `tests/f
 exporter that Prometheus scrapes splits 200 requests a second as the VirtualService says at that moment, and lets a
 version fail when a test says so. Endpoints are WorkloadEntries without a workload. Times of a rollout are short
 (intervals of one or two seconds, no hold), so that whole lives can be repeated hundreds of times.
+
+**What can be lost.** A rollback writes the mesh before it writes status, so a kill between the two takes its reason
+along. The next operator finds a failed gate again in the evidence, once all the traffic is back. Where a
+VirtualService was not reached it finishes the rollback at once instead, and where nothing tells any more (endpoints
+that are ready again) the reason is `RollbackResumed`.
 """
 
 
