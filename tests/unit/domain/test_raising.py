@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from canaryrollout.api.status import Phase
-from tests.world import World, spec
+from tests.world import World, destination, spec, virtual_service
 
 
 def at(world: World, weight: int) -> World:
@@ -179,3 +179,21 @@ def test_the_time_in_which_a_person_was_awaited_is_counted_from_the_next_weight_
     record = world.state.rollout
     assert record is not None
     assert 75 <= record.awaited_seconds <= 90
+
+
+def test_a_raise_that_one_of_two_virtual_services_refuses_goes_on_there_once_it_accepts() -> None:
+    istio = {
+        "virtualServices": [{"name": "reviews"}, {"name": "gateway", "routes": ["primary"]}],
+        "destinationRule": {"name": "reviews"},
+    }
+    gateway = virtual_service("gateway", {"name": "primary", "route": [destination("v1", 100)]})
+    world = at(World(rollout=spec(istio=istio), services={"reviews": virtual_service(), "gateway": gateway}), 10)
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: sorted(w.shares("v2")) == [10, 30])
+    world.run(20)
+    assert sorted(world.shares("v2")) == [10, 30]
+    world.refusing = frozenset()
+    world.run(2)
+    assert world.shares("v2") == [30, 30]
+    assert "DriftDetected" not in world.events
+    assert world.run().phase is Phase.STABLE
