@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,7 +50,9 @@ class Mutant:
         line: Where the fault is.
         key: What it is, named so that it stays the same while lines move.
         around: Text of the outermost function, or of the statement where it runs at import; lines in it say nothing.
-        tree: The module.
+        source: Text of the module without the fault.
+        place: Which of its places has the fault.
+        change: Which of the changes to that place it is.
     """
 
     function: str
@@ -57,13 +60,31 @@ class Mutant:
     line: int
     key: str
     around: str
-    tree: ast.Module
+    source: str
+    place: int
+    change: int
+
+    def tree(self) -> ast.Module:
+        """Return the module with the fault."""
+        tree = ast.parse(self.source)
+        place = list(_places(tree))[self.place]
+        place.put(list(_changes(place.node))[self.change](copy.deepcopy(place.node)))
+        return ast.fix_missing_locations(tree)
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
     node: ast.AST
     parents: tuple[ast.AST, ...]
+    field: str
+    index: int | None
+
+    def put(self, node: ast.AST) -> None:
+        """Put another node here."""
+        if self.index is None:
+            setattr(self.parents[-1], self.field, node)
+        else:
+            getattr(self.parents[-1], self.field)[self.index] = node
 
     @property
     def function(self) -> str:
@@ -77,11 +98,10 @@ class _Place:
         return ""
 
     @property
-    def around(self) -> str:
-        """Return the text of what has to stay as it is for a result to hold."""
-        chain = [*self.parents, self.node]
-        functions = (node for node in chain if isinstance(node, ast.FunctionDef))
-        return ast.unparse(next(functions, None) or self._statement)
+    def around(self) -> ast.AST:
+        """Return what has to stay as it is for a result to hold: the outermost function, else the statement."""
+        functions = (node for node in (*self.parents, self.node) if isinstance(node, ast.FunctionDef))
+        return next(functions, None) or self._statement
 
     @property
     def _statement(self) -> Any:
@@ -96,20 +116,20 @@ class _Place:
 def mutants(source: str) -> Iterator[Mutant]:
     """Yield every mutant of a module, from top to bottom; type annotations, docstrings and texts are left alone."""
     names: Counter[str] = Counter()
+    text = functools.cache(ast.unparse)
     for index, place in enumerate(_places(ast.parse(source))):
-        for change in _changes(place.node):
-            tree = ast.parse(source)
-            target = list(_places(tree))[index]
-            shown = _shown(target)
+        around, line = text(place.around), getattr(place.node, "lineno", 0)
+        for number, change in enumerate(_changes(place.node)):
+            shown = _shown(place)
             before = _short(ast.unparse(shown))
-            after = change(copy.deepcopy(target.node))
-            _Replace(target.node, after).visit(tree)
-            ast.fix_missing_locations(tree)
-            changed = _short(ast.unparse(after if shown is target.node else shown))
+            after = change(copy.deepcopy(place.node))
+            place.put(after)
+            changed = _short(ast.unparse(after if shown is place.node else shown))
             name = f"{place.function or 'module'}: {before} -> {changed}"
+            place.put(place.node)
             names[name] += 1
             key = name if names[name] == 1 else f"{name} ({names[name]})"
-            yield Mutant(place.function, place.statement, getattr(place.node, "lineno", 0), key, place.around, tree)
+            yield Mutant(place.function, place.statement, line, key, around, source, index, number)
 
 
 def _shown(place: _Place) -> ast.AST:
@@ -120,13 +140,14 @@ def _shown(place: _Place) -> ast.AST:
 
 def _places(tree: ast.AST, parents: tuple[ast.AST, ...] = ()) -> Iterator[_Place]:
     """Walk what runs, in order."""
+    above = (*parents, tree)
     for name, value in ast.iter_fields(tree):
         if name in _SILENT or isinstance(tree, ast.JoinedStr):
             continue
-        for child in value if isinstance(value, list) else [value]:
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(child, ast.AST):
-                yield _Place(child, (*parents, tree))
-                yield from _places(child, (*parents, tree))
+                yield _Place(child, above, name, index)
+                yield from _places(child, above)
 
 
 def _changes(node: ast.AST) -> Iterator[Callable[[Any], ast.AST]]:
@@ -179,11 +200,3 @@ def _without(node: Any, index: int) -> Any:
 def _short(text: str) -> str:
     first = text.splitlines()[0]
     return first if len(first) <= 100 else f"{first[:97]}..."
-
-
-class _Replace(ast.NodeTransformer):
-    def __init__(self, old: ast.AST, new: ast.AST) -> None:
-        self._old, self._new = old, new
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        return self._new if node is self._old else super().generic_visit(node)

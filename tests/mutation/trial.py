@@ -53,7 +53,7 @@ def _be_quiet(patience: float) -> None:
 
 
 def _first_failure(module: str, mutant: Mutant, items: Sequence[pytest.Item]) -> str | None:
-    code = compile(mutant.tree, f"<mutant of {module}>", "exec")
+    code = compile(mutant.tree(), f"<mutant of {module}>", "exec")
     if not mutant.function or not _exchange(sys.modules[f"{PACKAGE}.{module}"], mutant.function, code):
         return _anew(module, code, items)
     for item in items:
