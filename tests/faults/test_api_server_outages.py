@@ -114,6 +114,30 @@ def test_a_rollout_goes_on_after_an_outage(
         table.append(row)
 
 
+@pytest.mark.parametrize(("kinds", "seconds"), CASES)
+def test_a_rollout_that_is_created_in_an_outage_is_found_after_it(
+    ground: Ground, table: list[Row], kinds: tuple[str, ...], seconds: float
+) -> None:
+    def live(kind: str) -> float:
+        with new_life(ground, elected=True) as life:
+            life.start()
+            over = time.time() + seconds
+            life.rule(f"* for={seconds:g}s {OUTAGES[kind]}")
+            life.proxy.end_watches("canaryrollouts")
+            life.begin()
+            life.until(lambda: life.status.rollout is not None, "rollout", seconds + 45)
+            found = time.time() - over
+            life.until(lambda: life.ended, "end")
+            assert life.weights() == [0, *STEPS], life.story()
+            return found
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        delays = dict(zip(kinds, pool.map(live, kinds), strict=True))
+    for kind, delay in delays.items():
+        seen = f"begun {delay:.1f} s after its end" if delay > 0 else f"begun {-delay:.1f} s before its end"
+        table.append(Row(f"API server: {kind} for {seconds:g} s", "a rollout is created in it", 1, f"{seen}, promoted"))
+
+
 @pytest.mark.parametrize("gone", [False, True], ids=["cut", "410 Expired"])
 def test_watches_that_end_all_the_time_lose_nothing(ground: Ground, table: list[Row], gone: bool) -> None:
     with new_life(ground, elected=True) as life:
