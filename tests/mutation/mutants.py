@@ -118,18 +118,19 @@ def mutants(source: str) -> Iterator[Mutant]:
     names: Counter[str] = Counter()
     text = functools.cache(ast.unparse)
     for index, place in enumerate(_places(ast.parse(source))):
-        around, line = text(place.around), getattr(place.node, "lineno", 0)
+        function, statement, around = place.function, place.statement, text(place.around)
         for number, change in enumerate(_changes(place.node)):
             shown = _shown(place)
             before = _short(ast.unparse(shown))
             after = change(copy.deepcopy(place.node))
             place.put(after)
             changed = _short(ast.unparse(after if shown is place.node else shown))
-            name = f"{place.function or 'module'}: {before} -> {changed}"
+            name = f"{function or 'module'}: {before} -> {changed}"
             place.put(place.node)
             names[name] += 1
             key = name if names[name] == 1 else f"{name} ({names[name]})"
-            yield Mutant(place.function, place.statement, line, key, around, source, index, number)
+            line = getattr(place.node, "lineno", statement)
+            yield Mutant(function, statement, line, key, around, source, index, number)
 
 
 def _shown(place: _Place) -> ast.AST:
