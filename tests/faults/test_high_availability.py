@@ -141,7 +141,7 @@ BLOWS: Final[Mapping[str, Blow]] = {
     ),
 }
 CASES: Final = [
-    pytest.param(2, ("killed", "terminated", "stopped", "hanging", "weights on the way"), id="two replicas"),
+    pytest.param(2, ("killed", "terminated", "hanging", "weights on the way"), id="two replicas"),
     pytest.param(3, tuple(BLOWS), id="three replicas", marks=[pytest.mark.faults, pytest.mark.timeout(900)]),
 ]
 
