@@ -36,6 +36,8 @@ _ARITHMETIC: Final[dict[type[ast.operator], type[ast.operator]]] = {
     ast.Div: ast.Mult,
 }
 _OPPOSITES: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
+_TELLING: Final = (ast.expr, ast.keyword, ast.Assign, ast.AnnAssign)
+"""What is shown of a fault in a number: a number alone says nothing."""
 _SILENT: Final = ("annotation", "returns", "decorator_list", "type_params", "cause")
 """Fields of the syntax tree in which nothing can go wrong while a program runs."""
 
@@ -98,6 +100,12 @@ class _Place:
         return ""
 
     @property
+    def definition(self) -> str:
+        """Return the name of the function or class that has this in its head or among its fields."""
+        named = (node.name for node in reversed(self.parents) if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        return next(named, "module")
+
+    @property
     def around(self) -> ast.AST:
         """Return what has to stay as it is for a result to hold: the outermost function, else the statement."""
         functions = (node for node in (*self.parents, self.node) if isinstance(node, ast.FunctionDef))
@@ -125,7 +133,7 @@ def mutants(source: str) -> Iterator[Mutant]:
             after = change(copy.deepcopy(place.node))
             place.put(after)
             changed = _short(ast.unparse(after if shown is place.node else shown))
-            name = f"{function or 'module'}: {before} -> {changed}"
+            name = f"{function or place.definition}: {before} -> {changed}"
             place.put(place.node)
             names[name] += 1
             key = name if names[name] == 1 else f"{name} ({names[name]})"
@@ -134,9 +142,9 @@ def mutants(source: str) -> Iterator[Mutant]:
 
 
 def _shown(place: _Place) -> ast.AST:
-    """Return what is shown of a fault: a number alone says nothing."""
+    """Return what is shown of a fault."""
     around = place.parents[-1]
-    return around if isinstance(place.node, ast.Constant) and isinstance(around, ast.expr | ast.keyword) else place.node
+    return around if isinstance(place.node, ast.Constant) and isinstance(around, _TELLING) else place.node
 
 
 def _places(tree: ast.AST, parents: tuple[ast.AST, ...] = ()) -> Iterator[_Place]:
