@@ -48,21 +48,22 @@ class Crowd:
     evidence: dict[str, Evidence] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     done: asyncio.Event = field(default_factory=asyncio.Event)
+    now: datetime = T0
 
     async def look(self, seconds: float, until: Callable[[Evidence], bool]) -> None:
         """Look at all, and wait until something holds for every one."""
         self.waiting = {asked.host for asked in self.requests}
         self.done.clear()
-        now = T0 + seconds * SECOND
+        self.now = T0 + seconds * SECOND
         for n, asked in enumerate(self.requests):
-            self._look(asked, now, until)
+            self._look(asked, until)
             if n % 20 == 0:
                 await asyncio.sleep(0.002)
         async with asyncio.timeout(20):
             await self.done.wait()
 
-    def _look(self, asked: EvidenceRequest, now: datetime, until: Callable[[Evidence], bool]) -> None:
-        evidence = self.source.latest(asked, now, lambda: self._look(asked, now, until))
+    def _look(self, asked: EvidenceRequest, until: Callable[[Evidence], bool]) -> None:
+        evidence = self.source.latest(asked, self.now, lambda: self._look(asked, until))
         if evidence is not None:
             self.evidence[asked.host] = evidence
             if until(evidence):
@@ -124,10 +125,12 @@ async def test_two_hundred_rollouts_cost_ten_queries_at_most(stub: Stub) -> None
 async def test_looks_that_are_spread_out_are_answered_together(world: World) -> None:
     """Two hundred passes take seconds; the first that finds a block due has it counted for all."""
     requests = [request(n) for n in range(ROLLOUTS)]
-    await Crowd(world.source, requests).look(12, blocks(2))
+    crowd = Crowd(world.source, requests)
+    await crowd.look(12, blocks(2))
     before = len(world.server.asked)
     for n, asked in enumerate(requests):
-        world.source.latest(asked, T0 + (22 + n * 0.01) * SECOND, lambda: None)
+        crowd.now = T0 + (22 + n * 0.01) * SECOND
+        world.source.latest(asked, crowd.now, lambda: None)
         await asyncio.sleep(0.01)
     assert len(world.server.asked) - before <= 10
     found = [world.source.latest(asked, T0 + 24 * SECOND, lambda: None) for asked in requests]
@@ -137,11 +140,12 @@ async def test_looks_that_are_spread_out_are_answered_together(world: World) -> 
 @pytest.mark.looptime
 async def test_rollouts_that_go_on_to_their_next_step_cost_no_more(world: World) -> None:
     """What the step before asked is of no use any more, but for some time it is still there."""
-    await Crowd(world.source, [request(n) for n in range(ROLLOUTS)]).look(12, blocks(2))
-    raised = [request(n, weight=30, start=T0 + 15 * SECOND) for n in range(ROLLOUTS)]
-    await Crowd(world.source, raised).look(22, blocks(1))
+    crowd = Crowd(world.source, [request(n) for n in range(ROLLOUTS)])
+    await crowd.look(12, blocks(2))
+    crowd.requests = [request(n, weight=30, start=T0 + 15 * SECOND) for n in range(ROLLOUTS)]
+    await crowd.look(22, blocks(1))
     before = len(world.server.asked)
-    await Crowd(world.source, raised).look(32, blocks(2))
+    await crowd.look(32, blocks(2))
     assert len(world.server.asked) - before <= 10
 
 
