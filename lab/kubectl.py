@@ -80,7 +80,7 @@ class Kubectl:
         """
         deadline = time.monotonic() + _SERVED_SECONDS
         condition = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
-        while (state := self("get", "crd", definition, "-o", condition)) != "True":
+        while (state := self("get", "crd", definition, "-o", condition, check=False)) != "True":
             if time.monotonic() > deadline:
                 arguments = ("get", "crd", definition)
                 raise KubectlError(arguments, 1, state, f"it is not served after {_SERVED_SECONDS:g} s")
