@@ -17,7 +17,7 @@ from lab.faultproxy import Armed
 from tests.faults.cluster import DESTINATION_RULES, ROLLOUTS, VIRTUAL_SERVICES, WORKLOAD_ENTRIES, Document, Kind
 from tests.faults.life import ANALYSIS, NAME, STEPS, Life, host_of, shares
 
-ENOUGH: Final = 50
+ENOUGH: Final = 100
 """Requests of the canary that a step asks for."""
 JUDGED: Final = {**ANALYSIS, "minRequests": ENOUGH}
 MIDDLE: Final = STEPS[1]
@@ -239,10 +239,10 @@ PHASES: Final[Mapping[str, Held]] = {
     "blocked, nothing known": Held(_nothing_known, _routes, before=_no_routes),
     "preparing": Held(_preparing, lambda life: entry(life, "v2"), before=lambda life: no_entry(life, "v2")),
     "not in effect": Held(_not_in_effect, _flow, {"analysis": LATER}, _dry(STEPS[0], 0)),
-    "holding": Held(_holding(MIDDLE), _flow, before=_dry(MIDDLE, ENOUGH)),
+    "holding": Held(_holding(MIDDLE), _flow, before=_dry(MIDDLE, 50)),
     "awaiting approval": Held(_awaiting, lambda _: None, {"steps": ASKING}),
     "paused": Held(_paused, lambda life: edit(life, paused=False)),
-    "last step": Held(_holding(100), _flow, before=_dry(100, ENOUGH // 2)),
+    "last step": Held(_holding(100), _flow, before=_dry(100, 25)),
     "promoting": Held(_promoting, _accept),
     "rolling back": Held(_rolling_back, _healthy),
     "rolled back": Held(_rolled_back, lambda _: None),

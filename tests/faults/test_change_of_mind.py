@@ -141,7 +141,7 @@ def see_through(life: Life, expected: str) -> None:
         return rests(life)
 
     life.until(done, "end")
-    status = life.status
+    status = life.status_of(life.ground.cluster.get(ROLLOUTS, life.namespace, NAME))
     serves = "v1" if expected == "back" else expected
     assert status.phase is (Phase.ROLLED_BACK if expected == "back" else Phase.STABLE), life.story()
     assert status.stable_version == serves, life.story()

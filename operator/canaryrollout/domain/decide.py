@@ -71,8 +71,11 @@ def decide_invalid(status: CanaryRolloutStatus, identity: Identity, problems: Se
         now: The wall-clock time, UTC.
 
     Returns:
-        A decision without mesh actions. An object that is being deleted is released.
+        A decision without mesh actions. An object that is being deleted is released, whatever becomes of its status:
+        the API server refuses one where the spec is not what the definition asks for.
     """
+    if identity.deleting:
+        return Decision(status, (SetFinalizer(False),) if identity.finalizer else ())
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)
     message = "; ".join(problems)
     seen = {condition.type: condition for condition in status.conditions}
@@ -101,8 +104,7 @@ def decide_invalid(status: CanaryRolloutStatus, identity: Identity, problems: Se
             "observed_generation": identity.generation,
         }
     )
-    goes = identity.deleting and identity.finalizer
-    return Decision(after, (SetFinalizer(False),) if goes else (), events=events)
+    return Decision(after, events=events)
 
 
 def rival_claim(identity: Identity, *, active: bool, claims: Sequence[Claim]) -> Claim | None:

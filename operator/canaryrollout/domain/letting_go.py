@@ -17,7 +17,7 @@ from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.answering import reason_of
 from canaryrollout.domain.clocks import MIN_STEP
-from canaryrollout.domain.decision import Decision, Event, SetFinalizer
+from canaryrollout.domain.decision import Decision, Event, Order, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.settings import DomainSettings
@@ -34,7 +34,8 @@ def bounded(draft: Draft, give_back: Callable[[Draft], Decision]) -> Decision:
     """
     case, step = draft.case, draft.case.observation.clock_step
     latest = case.now + case.settings.release
-    due = draft.status.release_at or latest
+    unstored = case.observation.unstored
+    due = draft.status.release_at or (unstored.release_at if unstored is not None else None) or latest
     due = min(due + step if step >= MIN_STEP else due, latest)  # a clock that was set is no time that went by
     draft.update(release_at=due)
     if case.now >= due:
@@ -53,7 +54,9 @@ def _let_go(draft: Draft) -> Decision:
             f"the object goes, and what is not undone stays as it is{': ' + shares if shares else ''}"
         )
     action = SetFinalizer(False)
-    decision = draft.move(Phase.BLOCKED, UNFINISHED, message, actions=(action,), wake_in=case.settings.retry)
+    order = Order.STATUS_FIRST if case.observation.unstored is None else Order.MESH_FIRST  # it may never be stored
+    wait = case.settings.retry
+    decision = draft.move(Phase.BLOCKED, UNFINISHED, message, actions=(action,), order=order, wake_in=wait)
     return replace(decision, status=decision.status.model_copy(update={"deadline": None}))
 
 

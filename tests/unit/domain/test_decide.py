@@ -341,6 +341,134 @@ class TestClaims:
         assert rival_claim(mine, active=True, claims=[older]) is None
         assert rival_claim(mine, active=False, claims=[older]) is older
 
+    @pytest.mark.parametrize(("uid", "wins"), [("uid-0", True), ("uid-2", False)])
+    def test_of_two_that_are_as_old_as_each_other_the_uid_decides(self, uid: str, wins: bool) -> None:
+        mine = Identity("shop", "reviews", "uid-1", 1, START)
+        other = Claim("shop/other", uid, START, active=True)
+        assert (rival_claim(mine, active=True, claims=[other]) is other) is wins
+
+    def test_of_several_rivals_the_first_is_named(self) -> None:
+        mine = Identity("shop", "reviews", "uid-1", 1, START)
+        claims = [Claim(f"shop/{age}", "uid-0", START - timedelta(hours=age), active=age == 2) for age in (1, 2, 3)]
+        assert rival_claim(mine, active=False, claims=claims) == claims[1]
+
+    def test_a_rollout_at_rest_yields_too(self) -> None:
+        world = World().run()
+        world.claims = (Claim("shop/other", "uid-0", START - timedelta(hours=1), active=True),)
+        world.run(5)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "HostClaimed", 100)
+
+    def test_a_canary_with_traffic_whose_host_is_claimed_is_held_and_still_judged(self) -> None:
+        world = at(30)
+        world.claims = (Claim("shop/other", "uid-0", START - timedelta(hours=1), active=True),)
+        world.run(120)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "HostClaimed", 30)
+        world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+        world.run(60)
+        assert world.share("v2") == 0
+
+
+class TestRest:
+    """Nothing is under way, and the mesh is looked at now and then all the same."""
+
+    def test_a_version_that_comes_after_one_that_was_taken_back_starts_a_rollout(self) -> None:
+        world = at(30)
+        world.command = "abort/v2/1"
+        world.run()
+        world.apply(version="v3")
+        assert (world.run().phase, world.state.stable_version) == (Phase.STABLE, "v3")
+
+    def test_going_back_to_stable_after_a_rollback_says_that_it_serves(self) -> None:
+        world = at(30)
+        world.command = "abort/v2/1"
+        world.run()
+        world.apply(version="v1")
+        world.run()
+        assert (world.phase, world.reason, world.state.rollout) == (Phase.STABLE, "Serving", None)
+
+    def test_an_object_that_goes_missing_is_said_and_heals(self) -> None:
+        world = World().run()
+        kept = dict(world.services)
+        world.services.clear()
+        world.step()
+        assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
+        world.services = kept
+        world.step()
+        assert (world.phase, world.reason) == (Phase.STABLE, "Serving")
+
+    def test_a_mesh_that_cannot_be_read_is_looked_at_again_soon(self) -> None:
+        world = World().run()
+        assert world.step().wake_at is None
+        world.api = False
+        decision = world.step()
+        assert world.phase is Phase.STABLE
+        assert decision.wake_at is not None
+        assert decision.wake_at - world.now <= timedelta(seconds=5)
+
+    def test_a_drift_that_was_given_way_to_is_answered_again_after_an_edit(self) -> None:
+        world = World().run()
+        for _ in range(8):
+            edit(world, 0)
+            world.run(300, until=lambda w: w.share("v2") == 100)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "WeightContested", 0)
+        world.run(600)
+        assert world.share("v2") == 0
+        world.apply(hold="31s")
+        world.run(30)
+        assert (world.phase, world.share("v2")) == (Phase.STABLE, 100)
+
+
+class TestPromoting:
+    """The canary is stable now, and what it replaced is cleaned up."""
+
+    def promoting(self) -> World:
+        world = World().run(until=lambda w: w.phase is Phase.PROMOTING)
+        assert world.state.stable_version == "v2"
+        return world
+
+    def test_a_mesh_that_cannot_be_read_delays_it(self) -> None:
+        world = self.promoting()
+        world.api = False
+        world.run(60)
+        assert (world.phase, world.reason) == (Phase.PROMOTING, "MeshUnreadable")
+        world.api = True
+        assert world.run().phase is Phase.STABLE
+
+    def test_a_version_that_is_wanted_meanwhile_follows_at_once(self) -> None:
+        world = self.promoting()
+        world.apply(version="v3")
+        assert (world.run().phase, world.state.stable_version) == (Phase.STABLE, "v3")
+
+    def test_deletion_meanwhile_leaves_the_traffic_where_it_is(self) -> None:
+        world = self.promoting()
+        world.deleting = True
+        world.run(120)
+        assert (world.share("v2"), world.finalizer) == (100, False)
+
+
+class TestDeletion:
+    @pytest.mark.parametrize("weight", [10, 50])
+    def test_a_canary_with_traffic_is_taken_back_first(self, weight: int) -> None:
+        world = at(weight)
+        world.deleting = True
+        world.step()
+        assert (world.share("v2"), world.finalizer) == (0, True)
+        world.run(120)
+        assert not world.finalizer
+        assert bare(world.services["reviews"]) == bare(world.originals[0]["reviews"])
+
+    def test_at_rest_the_object_goes_at_once(self) -> None:
+        world = World(rollout=spec(version="v1")).run()
+        world.finalizer = world.deleting = True
+        world.step()
+        assert not world.finalizer
+
+    def test_what_has_no_finalizer_is_not_ours_to_hold(self) -> None:
+        world = World(ready={"v1": 2})
+        world.step()
+        world.deleting = True
+        assert world.step().actions == ()
+
 
 class TestClock:
     def test_times_in_status_are_as_precise_as_decisions(self) -> None:
@@ -365,6 +493,7 @@ def test_an_unusable_object_can_still_be_deleted() -> None:
     identity = Identity("shop", "reviews", "uid-1", 3, START, deleting=True, finalizer=True)
     decision = decide_invalid(World().state, identity, ["unreadable"], START)
     assert decision.actions == (SetFinalizer(False),)
+    assert decision.status == World().state, "a status that is refused would keep the object"
 
 
 class TestMeshTrouble:
