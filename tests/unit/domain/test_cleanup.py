@@ -76,6 +76,14 @@ def test_a_subset_that_another_virtual_service_names_stays() -> None:
     assert not world.finalizer
 
 
+def test_a_subset_that_the_authors_own_destination_names_stays() -> None:
+    split = {"route": [destination("v1", 100), destination("v2", 0)]}
+    world = World(services={"reviews": virtual_service("reviews", split)})
+    aborted(world.run(until=lambda w: w.share("v2") == 30)).run()
+    assert (world.phase, named(world), subsets(world)) == (Phase.ROLLED_BACK, ["v1", "v2"], ["v1", "v2"])
+    assert not world.finalizer
+
+
 def test_a_subset_goes_only_where_it_is_known_that_nobody_names_it() -> None:
     world = at(30)
     world.listable = False

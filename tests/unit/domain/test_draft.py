@@ -70,6 +70,12 @@ class TestColumns:
         assert state.analysis is not None
         assert (state.analysis.provider, state.analysis.gates) == ("default", ("errorRate",))
 
+    def test_what_the_gates_say_of_the_weight_in_force(self) -> None:
+        state = at(30).run(20).state
+        assert state.verdict == "Pass"
+        assert [gate.name for gate in state.gates] == ["errorRate"]
+        assert state.evidence
+
     def test_at_rest(self) -> None:
         state = World().run().state
         assert (state.canary_version, state.step, state.weight, state.deadline) == (None, "", None, None)

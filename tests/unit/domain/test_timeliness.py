@@ -10,6 +10,7 @@ import pytest
 
 from canaryrollout.api.status import Phase
 from canaryrollout.domain.evidence import Evidence, EvidenceRequest
+from canaryrollout.domain.timeliness import is_behind
 from tests.world import START, World, spec
 
 METRIC = {"name": "checkouts", "query": "up", "max": "5"}
@@ -43,6 +44,14 @@ class LateWorld(World):
             self.at_hand = len(blocks) if away else min(self.at_hand + self.pieces, len(blocks))
             blocks = blocks[: self.at_hand]
         return replace(evidence, blocks=blocks, metrics=metrics, warnings=self.warnings)
+
+
+@pytest.mark.parametrize(("interval", "behind"), [("10s", 60), ("20s", 60), ("1m", 180)])
+def test_evidence_may_be_three_intervals_behind_and_a_minute_at_least(interval: str, behind: int) -> None:
+    analysis, lag = spec(analysis=ANALYSIS | {"interval": interval}).analysis, timedelta(seconds=30)
+    now = START + lag + timedelta(seconds=behind)
+    assert not is_behind(analysis, START, now, lag)
+    assert is_behind(analysis, START, now + timedelta(milliseconds=1), lag)
 
 
 def test_what_was_good_before_an_outage_does_not_raise_the_weight_while_newer_evidence_comes_in() -> None:
