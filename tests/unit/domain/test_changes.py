@@ -113,3 +113,10 @@ def test_that_the_list_was_empty_outlives_the_first_subset() -> None:
     record = (subset("v2", 0), subset("v3"))
     assert changes_after_cleanup(record, RemoveSubsets(rule, ("v2",))) == (subset("v3", 0),)
     assert changes_after_cleanup(record, RemoveSubsets(rule, ("v2", "v3"))) == ()
+
+
+def test_a_subset_and_a_destination_of_one_name_are_two_changes() -> None:
+    route = Change(kind=ChangeKind.DESTINATION, object="reviews", route="", subset="v2", version="v2")
+    rule = Change(kind=ChangeKind.SUBSET, object="reviews", subset="v2", version="v2")
+    assert merge_changes([route], [rule]) == (route, rule)
+    assert merge_changes([rule], [route]) == (rule, route)

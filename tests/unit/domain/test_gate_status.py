@@ -54,6 +54,21 @@ def test_a_metric_has_values_instead_of_counts() -> None:
     assert (status.value, status.baseline) == ("3.333333", "1e-09")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (Fraction(0), "0"),
+        (Fraction(1, 10**6), "0.000001"),
+        (Fraction(9, 10**7), "9e-07"),
+        (Fraction(10**15 - 1), "999999999999999"),
+        (Fraction(10**15), "1e+15"),
+        (Fraction(2, 3), "0.666667"),
+    ],
+)
+def test_a_value_has_six_decimals_unless_it_is_very_small_or_large(value: Fraction, shown: str) -> None:
+    assert gate_status(GateResult("metrics/up", Verdict.PASS, "WithinLimits", "", value=value)).value == shown
+
+
 def test_a_plain_limit_has_no_evidence() -> None:
     result = GateResult("errorRate", Verdict.PASS, "WithinLimits", "", limits=(LimitEvidence("max 1%"),))
     (limit,) = gate_status(result).limits

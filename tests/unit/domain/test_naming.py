@@ -48,6 +48,12 @@ def test_a_subset_name_is_a_free_label_and_always_the_same(version: str, taken: 
     assert name == subset_name(version, sorted(taken))
 
 
+def test_a_version_of_63_characters_is_a_name_and_a_longer_one_is_cut() -> None:
+    assert subset_name("v" * 63, ()) == "v" * 63
+    cut = subset_name("v" * 64, ())
+    assert (len(cut), cut[:56]) == (63, "v" * 56)
+
+
 @given(first=versions, second=versions)
 def test_two_versions_do_not_share_a_name(first: str, second: str) -> None:
     if first != second:

@@ -25,9 +25,9 @@ def test_a_few_requests_do_not_prove_that_there_will_be_few() -> None:
 
 def test_no_requests_at_all() -> None:
     assert (
-        Pace(0, timedelta(seconds=90))
+        Pace(0, timedelta(seconds=91))
         .too_slow(100, 10 * MINUTE)
-        .startswith("needs about 100 more requests, has seen none in 1m30s")
+        .startswith("needs about 100 more requests, has seen none in 1m31s")
     )
 
 

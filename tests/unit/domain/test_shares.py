@@ -16,6 +16,20 @@ def test_a_single_destination_has_everything(weight: int | None) -> None:
     assert percentages([weight]) == (100,)
 
 
+@pytest.mark.parametrize(
+    ("written", "shares"),
+    [
+        ([1, 2], (33, 67)),
+        ([1, 1, 1], (34, 33, 33)),
+        ([999, 1], (99, 1)),
+        ([1, 500, 500], (1, 50, 49)),
+        ([10, None, 30], (25, 0, 75)),
+    ],
+)
+def test_what_is_left_goes_to_the_largest_remainder(written: list[int | None], shares: tuple[int, ...]) -> None:
+    assert percentages(written) == shares
+
+
 def test_no_weight_at_all_means_nothing() -> None:
     assert percentages([None, 0]) is None
 
