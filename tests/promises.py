@@ -103,6 +103,7 @@ class Promises:
     decision: Decision | None = None
     saw: Observation | None = None
     _reason_before: str = ""
+    _answered: bool = False
 
     # -- decisions --------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,9 @@ class Promises:
         record = decision.status.rollout
         if record is not None and record.reason:
             self.ledger.lowered = True
+        if self._answered and world.status_refused:
+            self._answered = False
+            self.reassertions -= 1
 
     def _follow(self, world: ModelWorld, seen: CanaryRolloutStatus, after: CanaryRolloutStatus) -> None:
         """Begin a new page for a new rollout."""
@@ -143,8 +147,8 @@ class Promises:
         if record is None:
             return
         which = (record.version, record.token, record.started_at)
-        if ledger.rollout is not None and ledger.rollout[2] > record.started_at and ledger.rollout[:2] == which[:2]:
-            ledger.rollout = which  # the clock was set back: it started now
+        if _goes_on(ledger.rollout, seen.rollout, record):
+            ledger.rollout = which
         if ledger.rollout != which:
             adopted = record.weight if seen.stable_version is None else 0
             promise("a new rollout begins at 0", record.weight == adopted, record)
@@ -331,7 +335,8 @@ class Promises:
         promise(name, (before.version, before.token) == (after.version, after.token))
         promise(name, after.started_at <= before.started_at, (before.started_at, after.started_at))
         promise(name, after.weight >= before.weight or after.reason, (before.weight, after.weight))
-        promise(name, after.finished[: len(before.finished)] == before.finished, after.finished)
+        kept = tuple(step for step in before.finished if step.weight < before.weight)  # else its raise was given up
+        promise(name, after.finished[: len(kept)] == kept, after.finished)
         weights = [step.weight for step in after.finished]
         promise("a step is recorded once", weights == sorted(set(weights)), weights)
 
@@ -367,10 +372,10 @@ class Promises:
         promoted = after.stable_version != seen.stable_version
         if rolled or passed or edited or began or ended or promoted or (quiet and after.contest is None):
             self.reassertions = 0
+        self._answered = False
         if reason == "WeightReasserted" and decision.actions:
-            key = next(iter(decision.actions)).key
-            if key not in saw.failures:
-                self.reassertions += 1
+            self._answered = not any(action.key in saw.failures for action in decision.actions)
+            self.reassertions += self._answered
             self.reasserted_at = world.real
             promise("drift is answered three times at most", self.reassertions <= SETTINGS.max_reassertions, after)
 
@@ -378,8 +383,9 @@ class Promises:
 
     def wrote(self, world: ModelWorld, action: Action, patch: Iterable[dict[str, Any]], before: dict[str, Any]) -> None:
         """Check a patch of ours after it was applied."""
-        under_way = self.decision.status.rollout if self.decision is not None else None
-        if under_way is not None and under_way.ended_at is None and not world.deleting:
+        after = self.decision.status if self.decision is not None else world.state
+        record = after.rollout
+        if record is not None and not record.reason and record.version != after.stable_version and not world.deleting:
             promise("the finalizer comes before the first write", world.finalizer, action.key)
         first = next(iter(patch))
         promise("every patch is guarded", first["path"] == "/metadata/resourceVersion", first)
@@ -510,6 +516,8 @@ class Promises:
         """Check that what somebody else lowered is left alone for an interval at least."""
         found = self.ledger.changed_at.get(name)
         asked = record.promote or (status.contest is not None and status.contest.resumed)
+        # While a raise is being written, whose weight it is that is found cannot be told.
+        asked = asked or record.target is not None
         if found is None or asked or self.ledger.jumped or ready(self.saw, status.stable_version) == 0:
             return
         at, pause = found
@@ -544,6 +552,13 @@ class Promises:
         if world.rule is not None and world.authored_rule is not None and "rule" not in self.tainted:
             back = without_server_fields(undo(world.rule, changes, HOST))
             promise("undoing the record gives the original", back == without_server_fields(world.authored_rule), back)
+
+
+def _goes_on(page: Identity | None, before: RolloutRecord | None, after: RolloutRecord) -> bool:
+    """Return whether a page is about a rollout that goes on; a start that lies in the future is taken for now."""
+    if page is None or before is None or after.started_at > before.started_at:
+        return False
+    return page[:2] == (before.version, before.token) == (after.version, after.token)
 
 
 def ready(saw: Observation | None, version: str | None) -> int | None:

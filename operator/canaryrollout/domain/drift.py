@@ -123,7 +123,9 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
         return draft.move(intent.phase, "WeightDrift", f"{manager} changed the weights ({found})", again=True)
     if contest.count >= case.settings.max_reassertions:
         return _give_way(draft, intent, contest, manager)
-    raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in off)
+    # What we raised ourselves, and somebody came in between on another route, has been earned and can wait.
+    theirs = [route for route in off if not route.virtual_service.written_by_us]
+    raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in theirs)
     if case.now < contest.not_before and not raised and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
         wake_at = min(contest.not_before, wake_at or contest.not_before)
