@@ -138,3 +138,14 @@ def test_a_virtual_service_without_the_host_is_none_that_lost_it() -> None:
     world = World()
     world.edit("reviews", lambda mesh: mesh.update(hosts=["shop.example.com"], gateways=["shop"]))
     assert world.run().state.stable_version == "v2"
+
+
+def test_who_gave_way_waits_for_a_person_without_a_deadline_and_writes_nothing_meanwhile() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(4):
+        edit(world, 5)
+        answered(world, 30) if contest(world).given_up_generation is None else world.run(5)
+    assert world.reason == "WeightContested"
+    before = world.writes.count("status")
+    world.run(3600)
+    assert (world.reason, world.writes.count("status")) == ("WeightContested", before)

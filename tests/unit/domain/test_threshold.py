@@ -273,3 +273,39 @@ def test_more_errors_never_make_it_better(contents: list[dict[str, Any]], weight
     after = verdict(BOTH, evidence(*worse(contents, more)), weight=weight).verdict
     assert before is not Verdict.FAIL or after is Verdict.FAIL
     assert after is not Verdict.PASS or before is Verdict.PASS
+
+
+class TestSmallNumbers:
+    """Where one request more or less decides."""
+
+    @pytest.mark.parametrize(("errors", "reason"), [(2, "WithinLimits"), (3, "AboveRelative")])
+    def test_fewer_than_three_failures_are_above_no_relative_limit(self, errors: int, reason: str) -> None:
+        assert verdict(RELATIVE, one(counts(1000, errors), counts(10_000))).reason == reason
+
+    @pytest.mark.parametrize(("requests", "failed"), [(99, False), (100, True)])
+    def test_stable_needs_as_many_requests_as_the_canary(self, requests: int, failed: bool) -> None:
+        judged = verdict(RELATIVE, one(counts(100, 10), counts(requests)))
+        assert (judged.verdict is Verdict.FAIL) is failed
+
+    @pytest.mark.parametrize(("errors", "failed"), [(3, False), (4, True)])
+    def test_a_stable_version_without_failures_is_taken_to_have_had_one(self, errors: int, failed: bool) -> None:
+        judged = verdict(RELATIVE, one(counts(1000, errors), counts(500)))
+        assert (judged.verdict is Verdict.FAIL) is failed
+
+    @pytest.mark.parametrize(
+        ("analysis", "first", "second", "said"),
+        [
+            (ERRORS, (counts(100, 1), counts()), (counts(100, 3), counts()), "1 of 2 checks exceed it"),
+            (ERRORS, (counts(99, 9), counts()), (counts(1, 0), counts()), "1 of 2 checks exceed it"),
+            (RELATIVE, (counts(1000, 3), counts(1000, 1)), (counts(1000, 10), counts(1000, 1)), "2 of 2 checks"),
+            (RELATIVE, (counts(100, 9), counts(99)), (counts(100, 9), counts(1)), "1 of 2 checks exceed it"),
+            (RELATIVE, (counts(1000, 10), counts(1000, 8)), (counts(1000, 50), counts(1000, 8)), "1 of 2 checks"),
+        ],
+    )
+    def test_each_check_is_made_on_what_was_counted_by_then(
+        self, analysis: dict[str, Any], first: tuple[Any, Any], second: tuple[Any, Any], said: str
+    ) -> None:
+        found = evidence(*({"canary": canary, "stable": stable} for canary, stable in (first, second)))
+        judged = verdict(analysis | {"failureLimit": 2}, found)
+        assert judged.verdict is Verdict.INCONCLUSIVE
+        assert said in judged.message
