@@ -41,10 +41,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("modules", nargs="*")
     arguments.add_argument("--minutes", type=float, default=60)
+    arguments.add_argument(
+        "--own", action="store_true", help="a module's own tests alone; what they miss stays untried"
+    )
     chosen = arguments.parse_args()
     os.chdir(ROOT)
     everything = [path.stem for path in sorted(DOMAIN.glob("*.py")) if path.stem not in LEFT_OUT]
-    plugin = _Trials(chosen.modules or everything, time.monotonic() + 60 * chosen.minutes)
+    plugin = _Trials(chosen.modules or everything, time.monotonic() + 60 * chosen.minutes, own=chosen.own)
     leave_marks()
     options = ["-q", "-s", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=0"]
     if pytest.main([*options, *TESTS], plugins=[plugin]):
@@ -60,9 +63,9 @@ def _mutants_of(module: str) -> list[Mutant]:
 class _Trials:
     """A plugin of pytest that tries mutants on the collected tests instead of running them."""
 
-    def __init__(self, modules: Sequence[str], end: float) -> None:
+    def __init__(self, modules: Sequence[str], end: float, *, own: bool) -> None:
         self.ledger = Ledger()
-        self._modules, self._end = modules, end
+        self._modules, self._end, self._own = modules, end, own
         self._noticed: Counter[str] = Counter()
 
     def pytest_configure(self) -> None:
@@ -107,7 +110,8 @@ class _Trials:
     def _try(self, module: str, mutant: Mutant) -> None:
         asked, left = 0, MOST_SECONDS
         own = [path for path in self._reach.files if path.name == f"test_{module}.py"]
-        for files in (own, [path for path in self._reach.files if path not in own]):
+        others = [path for path in self._reach.files if path not in own]
+        for files in (own,) if self._own else (own, others):
             chosen = self._chosen(module, mutant, files, left)
             asked, needed = asked + len(chosen), sum(seconds for _, seconds in chosen)
             left -= needed
@@ -117,7 +121,8 @@ class _Trials:
                 break
         else:
             print(f"mutate: {module}.py:{mutant.line}: {mutant.key}: not noticed by {asked} tests", flush=True)
-        self.ledger.note(module, mutant, noticed)
+        if noticed is not None or not self._own:
+            self.ledger.note(module, mutant, noticed)
 
     def _chosen(
         self, module: str, mutant: Mutant, files: Sequence[Path], left: float
