@@ -135,6 +135,7 @@ def _rows(test: str, record: Record) -> Iterator[str]:
     for row in record.rows:
         seen = f"{row.seen}; {trouble}" if trouble else row.seen
         yield _line(row.fault, row.injected, str(row.times), seen, run)
+        trouble = trouble and f"**{record.outcome}**: see above"
 
 
 def _spoken(test: str) -> str:

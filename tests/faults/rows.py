@@ -21,7 +21,7 @@ import pytest
 from lab.paths import REPO_DIR
 
 RESULTS: Final = REPO_DIR / "lab" / "out" / "faults.json"
-_LONGEST_PROBLEM: Final = 300
+_LONGEST_PROBLEM: Final = 200
 
 
 @dataclass(frozen=True)

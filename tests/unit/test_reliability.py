@@ -37,6 +37,12 @@ def test_a_failed_test_is_shown_with_what_was_seen_and_why() -> None:
     assert "**1 of them failed**" in text
 
 
+def test_why_a_test_failed_is_said_at_its_first_row() -> None:
+    text = page({KILL: record(row("one"), row("two"), row("three"), problem="no end")})
+    assert "| one; **failed**: no end |" in text
+    assert text.count("; **failed**: see above |") == 2
+
+
 def test_a_test_that_failed_without_a_row_is_shown_by_its_name() -> None:
     text = page({KILL: record(problem="no end within 60 s")})
     assert "| killed at every write (rollback) |  |  | **failed**: no end within 60 s | full, 2026-11-23 |" in text
