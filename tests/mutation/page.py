@@ -19,8 +19,12 @@ _HEAD: Final = """\
 
 Written by `make mutate`: one small fault at a time is put into a module of `domain/` (a comparison turned or moved by
 one, a condition negated, one side of an `and` or `or` left out, a number changed by one, a sum made a difference, a
-call left out), and the tests that run its line are run, until one fails. A fault that none of them notices is answered
-by a new test, or listed here with the reason why it may stay (`tests/mutation/reasons.toml`). The formulas of the gates
+call left out), and tests that run its line are run until one fails: those of the module first, then the quickest of
+every file of `tests/unit/domain`, ten seconds at most. A fault that none of them notices is answered by a new test, or
+listed here with the reason why it may stay (`tests/mutation/reasons.toml`).
+
+Modules take turns and their mutants are taken evenly, so where fewer were tried than there are, those are a sample; the
+next run goes on from there. `tests/property` is not asked: whole lives notice more. The formulas of the gates
 (`evalues`, `intervals`) are proved by exact arithmetic and simulation instead ([analysis.md](analysis.md)).
 
 | module | mutants | tried | noticed | not noticed |
