@@ -22,7 +22,7 @@ from typing import Final
 import hypothesis
 import pytest
 
-from tests.mutation.ledger import FOLDER, Ledger
+from tests.mutation.ledger import FOLDER, OPEN, Ledger
 from tests.mutation.mutants import Mutant, mutants
 from tests.mutation.page import PAGE, page
 from tests.mutation.reach import DOMAIN, ROOT, Reach, leave_marks
@@ -41,9 +41,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("modules", nargs="*")
     arguments.add_argument("--minutes", type=float, default=60)
-    arguments.add_argument(
-        "--own", action="store_true", help="a module's own tests alone; what they miss stays untried"
-    )
+    arguments.add_argument("--own", action="store_true", help="a module's own tests alone; what they miss stays open")
     chosen = arguments.parse_args()
     os.chdir(ROOT)
     everything = [path.stem for path in sorted(DOMAIN.glob("*.py")) if path.stem not in LEFT_OUT]
@@ -101,7 +99,8 @@ class _Trials:
         for index in turns[module]:
             if time.monotonic() > self._end:
                 return
-            if not self.ledger.knows(module, found[index]):
+            open_ = self._own and self.ledger.left_open(module, found[index])
+            if not open_ and not self.ledger.knows(module, found[index]):
                 self._try(module, found[index])
                 self.ledger.save(module, found)
                 return
@@ -121,8 +120,7 @@ class _Trials:
                 break
         else:
             print(f"mutate: {module}.py:{mutant.line}: {mutant.key}: not noticed by {asked} tests", flush=True)
-        if noticed is not None or not self._own:
-            self.ledger.note(module, mutant, noticed)
+        self.ledger.note(module, mutant, OPEN if noticed is None and self._own else noticed)
 
     def _chosen(
         self, module: str, mutant: Mutant, files: Sequence[Path], left: float

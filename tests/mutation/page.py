@@ -27,8 +27,10 @@ Modules take turns and their mutants are taken evenly, so where fewer were tried
 next run goes on from there. `tests/property` is not asked: whole lives notice more. The formulas of the gates
 (`evalues`, `intervals`) are proved by exact arithmetic and simulation instead ([analysis.md](analysis.md)).
 
-| module | mutants | tried | noticed | not noticed |
-|---|---|---|---|---|
+`open` counts those that the tests of the module itself missed and that no others were shown to yet.
+
+| module | mutants | tried | noticed | not noticed | open |
+|---|---|---|---|---|---|
 """
 
 
@@ -36,10 +38,11 @@ def page(ledger: Ledger, modules: Mapping[str, Sequence[Mutant]]) -> str:
     """Return the page: what was tried, and who survived for which reason."""
     reasons: dict[str, dict[str, str]] = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
     rows, survivors = [], []
-    sums = [0, 0, 0]
+    sums = [0, 0, 0, 0]
     for module, mutants in modules.items():
         alive = [mutant for mutant in mutants if ledger.survives(module, mutant)]
-        counts = [len(mutants), sum(ledger.tried(module, mutant) for mutant in mutants), len(alive)]
+        tried = sum(ledger.tried(module, mutant) for mutant in mutants)
+        counts = [len(mutants), tried, len(alive), sum(ledger.left_open(module, mutant) for mutant in mutants)]
         sums = [total + count for total, count in zip(sums, counts, strict=True)]
         rows.append(_row(module, counts))
         known = reasons.get(module, {})
@@ -50,8 +53,8 @@ def page(ledger: Ledger, modules: Mapping[str, Sequence[Mutant]]) -> str:
 
 
 def _row(name: str, counts: Sequence[int]) -> str:
-    found, tried, alive = counts
-    return f"| {name} | {found} | {tried} | {tried - alive} | {alive} |"
+    found, tried, alive, left_open = counts
+    return f"| {name} | {found} | {tried} | {tried - alive} | {alive} | {left_open} |"
 
 
 def _cell(key: str) -> str:
