@@ -198,9 +198,7 @@ async def test_a_busy_server_says_for_how_long_to_leave_it_alone(code: int, head
     assert isinstance(caught.value, ApiError)
 
 
-@pytest.mark.parametrize(
-    ("code", "header"), [(429, ""), (429, "0"), (429, "-1"), (429, "soon"), (500, "7")]
-)
+@pytest.mark.parametrize(("code", "header"), [(429, ""), (429, "0"), (429, "-1"), (429, "soon"), (500, "7")])
 def test_an_error_without_a_wait_that_makes_sense_asks_for_none(code: int, header: str) -> None:
     with pytest.raises(ApiError) as caught:
         read_answer("get", code, b"{}", "services shop/x", header)
