@@ -37,24 +37,27 @@ next run goes on from there. `tests/property` is not asked: whole lives notice m
 def page(ledger: Ledger, modules: Mapping[str, Sequence[Mutant]]) -> str:
     """Return the page: what was tried, and who survived for which reason."""
     reasons: dict[str, dict[str, str]] = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
-    rows, survivors = [], []
+    rows, survivors, opened = [], [], []
     sums = [0, 0, 0, 0]
     for module, mutants in modules.items():
         alive = [mutant for mutant in mutants if ledger.survives(module, mutant)]
-        tried = sum(ledger.tried(module, mutant) for mutant in mutants)
-        counts = [len(mutants), tried, len(alive), sum(ledger.left_open(module, mutant) for mutant in mutants)]
+        left_open = [mutant for mutant in mutants if ledger.left_open(module, mutant)]
+        tried = sum(ledger.tried(module, mutant) for mutant in mutants) + len(left_open)
+        counts = [len(mutants), tried, len(alive), len(left_open)]
+        opened += [f"- {module}: `{mutant.key}`" for mutant in left_open]
         sums = [total + count for total, count in zip(sums, counts, strict=True)]
         rows.append(_row(module, counts))
         known = reasons.get(module, {})
         survivors += [f"| {module} | `{_cell(m.key)}` | {known.get(m.key, UNANSWERED)} |" for m in alive]
     rows.append(_row("**all**", sums))
     head = "\n## Not noticed\n\n| module | fault | why it may stay |\n|---|---|---|\n"
-    return _HEAD + "\n".join(rows) + "\n" + head + "\n".join(survivors) + "\n"
+    tail = "\n".join(["", "## Open", "", *opened, ""]) if opened else ""
+    return _HEAD + "\n".join(rows) + "\n" + head + "\n".join(survivors) + "\n" + tail
 
 
 def _row(name: str, counts: Sequence[int]) -> str:
     found, tried, alive, left_open = counts
-    return f"| {name} | {found} | {tried} | {tried - alive} | {alive} | {left_open} |"
+    return f"| {name} | {found} | {tried} | {tried - alive - left_open} | {alive} | {left_open} |"
 
 
 def _cell(key: str) -> str:
