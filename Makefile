@@ -62,7 +62,7 @@ faults: $(READY) ## Run every row of the fault matrix, and write docs/reliabilit
 		$(BIN)/python -m tests.faults.report && exit $$status
 
 test-mesh: $(READY) ## Run the tests on a real mesh, one after the other
-	@$(PYTEST) tests/mesh -v
+	@$(PYTEST) tests/mesh -m "not faults" -v
 
 test-node: $(READY) ## Run the tests in real Pods
 	@$(PYTEST) tests/node -v

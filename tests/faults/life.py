@@ -6,6 +6,7 @@ Lives are alike but for what goes wrong, so that their ends can be compared. Tim
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -61,6 +62,8 @@ PATIENCE_SECONDS: Final = 60.0
 _TIME: Final = re.compile(r"(At|Since|[tT]ime|deadline|notBefore)$")
 _KEPT: Final = frozenset({"resourceVersion", "generation", "managedFields"})
 _numbers = count(1)
+_granting = threading.Lock()
+"""Two that create the same binding at once are in each other's way."""
 
 
 @dataclass(eq=False)
@@ -406,7 +409,8 @@ def new_life(ground: Ground, *, elected: bool = False, **lease: str) -> Iterator
         life = Life(ground, namespace, proxy, elected, lease, stack)
         life.furnish()
         if elected:
-            ground.lab.apply(*grants(namespace))
+            with _granting:
+                ground.lab.apply(*grants(namespace))
         try:
             yield life
         finally:

@@ -241,6 +241,7 @@ def test_a_sync_that_comes_back_is_answered_three_times_and_then_given_way_to(
 
 def again(life: Life, kind: Kind) -> dict[str, Any]:
     """An object as its author wrote it at first."""
+    life.until(lambda: life.seen(kind), "sight of what was created")
     return without_server_fields(life.seen(kind)[0].document)
 
 

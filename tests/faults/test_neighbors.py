@@ -91,24 +91,6 @@ def test_of_two_on_one_host_the_second_waits_and_inherits(ground: Ground, table:
     table.append(Row("two CanaryRollouts on one host", "in either order", len(orders), seen))
 
 
-def test_one_that_is_under_way_keeps_its_host_from_an_older_one(ground: Ground, table: list[Row]) -> None:
-    """The older one comes to the host by an edit, in the middle of the other's rollout."""
-    with new_life(ground) as life:
-        life.start()
-        create(life, OTHER, host="elsewhere")
-        life.until(lambda: status(life, OTHER).phase is not None, "answer to the one elsewhere")
-        time.sleep(1.1)
-        life.begin(steps=[{"weight": STEPS[0]}, {"weight": STEPS[1], "approval": "Required"}, {"weight": 100}])
-        life.until(lambda: reason(life) == "AwaitingApproval", "question for approval")
-        life.ground.cluster.merge(ROLLOUTS, life.namespace, OTHER, {"spec": {"host": NAME}})
-        life.until(lambda: refused(life, OTHER, NAME), "older one refused")
-        life.command("approve/v2/1")
-        life.until(lambda: life.ended, "promotion")
-        assert life.weights() == [0, *STEPS]
-        life.check_raises()
-    table.append(Row("an older CanaryRollout comes to the host", "while another is under way", 1, "it waits"))
-
-
 def passes(life: Life) -> int:
     """How often the operator has looked at any rollout."""
     assert life.program is not None

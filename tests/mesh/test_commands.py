@@ -97,7 +97,7 @@ def test_an_abort_takes_the_canary_back_and_a_retry_tries_it_again(services: dic
 def test_promote_goes_on_without_waiting_for_the_gates(services: dict[str, Service]) -> None:
     """Its gates ask for more requests than ever come."""
     promoted = services["promoted"]
-    promoted.until_phase(Phase.PROGRESSING, "LowSample")
+    promoted.until_phase(Phase.PROGRESSING, "TooLittleTraffic")
     assert "of 100,000 requests of the canary so far" in promoted.status.message
     promoted.command("promote/v2/now")
     promoted.until_promoted("v2")

@@ -165,7 +165,7 @@ async def test_fetched_at_once_or_one_by_one_makes_no_difference(recorded: Recor
         source.latest(request, T0 + k * INTERVAL + provider.lag, woken.set)
         await asyncio.wait_for(woken.wait(), 10)
         woken.clear()
-    one_by_one = source.latest(request, T0, woken.set)
+    one_by_one = source.latest(request, T0 + len(at_once.blocks) * INTERVAL + provider.lag, woken.set)
     await source.close()
     assert one_by_one is not None
     assert one_by_one.blocks == at_once.blocks

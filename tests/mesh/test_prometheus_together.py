@@ -46,7 +46,7 @@ async def test_counted_with_others_or_alone_makes_no_difference(recorded: Record
         name, stable, canary = f"s{n}.{host}", f"1.{n % 3}", f"1.{n % 3 + 1}"
         counts = {at: 10.0 + 3 * chance.randrange(9) * (at + 60) for at in range(-60, 61, 5)}
         if n % 7 == 0:
-            counts = {at: value - (counts[20] if at > 20 else 0) for at, value in counts.items()}  # a restart
+            counts = {at: max(value - counts[20], 0) if at > 20 else value for at, value in counts.items()}  # a restart
         within = {at: value * 0.75 for at, value in counts.items()}
         recorded.write(
             [

@@ -36,6 +36,11 @@ from canaryrollout.engine.telemetry import Telemetry
 from canaryrollout.engine.worker import Parts, Worker
 from canaryrollout.engine.workqueue import Priority, WorkQueue
 
+CLOCK_PERIOD = 1.0
+"""How often the wall clock is compared with the monotonic one, in seconds."""
+CLOCK_STEP = 1.0
+"""What they may drift apart in that time; more is a clock that was set (seconds)."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -148,8 +153,7 @@ class Engine:
     def use(self, core: Core) -> None:
         """Decide by other functions from now on, and look at every rollout that is not at rest: it may be concerned."""
         self._worker.use(core)
-        active = (key for key, entry in self._registry.entries() if entry.rollout is not None)
-        self._enqueue(dict.fromkeys(active, Priority.ROUTINE))
+        self._enqueue(dict.fromkeys(self._under_way(), Priority.ROUTINE))
 
     def resweep(self) -> None:
         """Have all rollouts listed soon, because the watch may have missed something."""
@@ -164,6 +168,7 @@ class Engine:
         self._tasks = [
             asyncio.create_task(self._worker.run(), name=f"worker-{n}") for n in range(self._settings.workers)
         ]
+        self._tasks.append(asyncio.create_task(self._watch_clock(), name="clock"))
         self._tasks.append(asyncio.create_task(self._sweep_regularly(), name="sweep"))
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
@@ -222,17 +227,32 @@ class Engine:
             else:
                 self._telemetry.sweep_done(succeeded=True)
 
+    async def _watch_clock(self) -> None:
+        """Look at what is under way again once the wall clock was set: what is due was reckoned by another time."""
+        clock = self._ports.clock
+        offset = clock.now().timestamp() - clock.monotonic()
+        while True:
+            await asyncio.sleep(CLOCK_PERIOD)
+            before, offset = offset, clock.now().timestamp() - clock.monotonic()
+            if abs(offset - before) >= CLOCK_STEP:
+                _log.warning("the clock was set", seconds=round(offset - before))
+                self._enqueue(dict.fromkeys(self._under_way(), Priority.ROUTINE))
+
+    def _under_way(self) -> list[str]:
+        return [key for key, entry in self._registry.entries() if entry.rollout is not None]
+
     async def _stop(self) -> None:
         self._scheduler.clear()
         self._queue.close()
-        sweeping = self._tasks.pop()
-        sweeping.cancel()
+        endless = [self._tasks.pop(), self._tasks.pop()]
+        for task in endless:
+            task.cancel()
         pending = {*self._tasks, *self._background}
         if pending:
             _, pending = await asyncio.wait(pending, timeout=self._settings.stop_grace)
         for task in pending:
             task.cancel()
-        await asyncio.gather(sweeping, *pending, return_exceptions=True)
+        await asyncio.gather(*endless, *pending, return_exceptions=True)
         self._tasks = []
 
     def _leads(self) -> bool:

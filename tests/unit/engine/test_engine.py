@@ -12,7 +12,7 @@ from canaryrollout.domain.observation import Observation
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.ports import NotLeading, Rollout
 from canaryrollout.engine.settings import EngineSettings
-from tests.unit.engine.fakes import EPOCH, SPEC, Running, World, core, engine, rollout
+from tests.unit.engine.fakes import EPOCH, SPEC, LoopClock, Running, World, core, engine, rollout
 
 pytestmark = pytest.mark.looptime
 
@@ -103,6 +103,23 @@ async def test_what_a_watch_has_missed_is_found_by_the_list(world: World) -> Non
         await asyncio.sleep(121)
         assert subject.phases() == {"Progressing": 1}
         assert world.events == [("shop/a", "LeftInPlace")]
+
+
+async def test_a_wait_that_was_reckoned_by_a_wrong_clock_ends_when_the_clock_is_set(world: World) -> None:
+    def wait(spec: CanaryRolloutSpec, status: CanaryRolloutStatus, observed: Observation, now: datetime) -> Decision:
+        return Decision(status, wake_at=EPOCH + timedelta(seconds=10))
+
+    clock = LoopClock()
+    settings = EngineSettings(resync=10**9, sweep=10**9)
+    async with Running(engine(world, wait, needs=MESH, settings=settings, clock=clock)) as subject:
+        clock.step = timedelta(minutes=-5)
+        await asyncio.sleep(2)
+        subject.seen(world.put(rollout("a", Phase.PROGRESSING)))
+        await asyncio.sleep(3)
+        assert len(world.at("observe")) == 1
+        clock.step = timedelta()
+        await asyncio.sleep(5.5)
+        assert [round(when) for when in world.at("observe")][:2] == [2, 5]
 
 
 async def test_a_list_that_fails_makes_nobody_forget(world: World) -> None:
