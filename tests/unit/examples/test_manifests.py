@@ -37,7 +37,8 @@ def test_the_rollout_names_what_the_mesh_has() -> None:
     assert list(reference.routes) == [route["name"] for route in virtual["spec"]["http"]]
     assert spec.istio.destination_rule.name == rule["metadata"]["name"]
     gateway = one(REVIEWS / "gateway.yaml", "Gateway")["metadata"]
-    assert virtual["spec"]["gateways"] == [f"{gateway['namespace']}/{gateway['name']}"]
+    assert virtual["spec"]["gateways"] == [f"{gateway['namespace']}/{gateway['name']}", "mesh"]
+    assert service["metadata"]["name"] in virtual["spec"]["hosts"], "callers in the mesh know it by this name"
 
 
 @pytest.mark.parametrize("version", ["v1", "v2", "v3"])
