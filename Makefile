@@ -36,11 +36,11 @@ $(READY): requirements/dev.txt pyproject.toml
 lab-up lab-down lab-check lab-status lab-tools: $(READY)
 
 test: $(READY) ## Run all tests: pure ones in parallel, then those on the real API server, mesh and node
-	@echo "test 1/4: unit and property tests, about 1 minute"
+	@echo "test 1/4: unit and property tests, about 3 minutes"
 	@$(MAKE) --no-print-directory test-unit
-	@echo "test 2/4: on a real API server, about 2 minutes once its tools are built"
+	@echo "test 2/4: on a real API server and among faults, about 14 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-cluster
-	@echo "test 3/4: on a real mesh, about 10 minutes once its tools are built"
+	@echo "test 3/4: on a real mesh, about 13 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-mesh
 	@echo "test 4/4: in real Pods, about 5 minutes (root on Linux only)"
 	@$(MAKE) --no-print-directory test-node
