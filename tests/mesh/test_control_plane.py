@@ -10,7 +10,7 @@ from canaryrollout.api.status import Phase
 from tests.faults.rows import Row
 from tests.mesh.place import Place
 
-pytestmark = [pytest.mark.mesh, pytest.mark.faults]
+pytestmark = pytest.mark.mesh
 
 STEPS = [{"weight": 30, "approval": "Required"}, {"weight": 60, "approval": "Required"}, {"weight": 100}]
 

@@ -2,7 +2,8 @@
 
 A weight that was written is not yet one that proxies act on, and Istio no longer reports distribution. What is left
 is to look: a proxy draws the version of each request independently, so the canary's count among ``n`` requests is
-binomial, and a share that a weight explains only with odds of one in a thousand contradicts that weight.
+binomial, and a share that a weight explains only with odds of one in a thousand contradicts that weight. Nor does a
+share agree with it that the weight before explains as well: proxies that were never told of the change show that one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from math import ceil, exp, lgamma, log, log1p
+from math import ceil, exp, inf, lgamma, log, log1p
 from typing import Final
 
 from canaryrollout.domain.evidence import Block
@@ -24,6 +25,8 @@ STRETCH: Final = 4
 """How many times as many requests it takes to overrule what all traffic says by the newest: with the fewest that say
 anything, a share of twice the weight would often pass for agreement."""
 _RARE: Final = (1 - CONFIDENCE) / 2
+_TELLING: Final = log(1 / (1 - CONFIDENCE))
+"""Logarithm of how much likelier the weight has to make the requests than the weight before it does."""
 
 
 class Agreement(StrEnum):
@@ -65,27 +68,36 @@ class ShareCheck:
     message: str
 
 
-def agreement(canary_requests: int, stable_requests: int, weight: int) -> ShareCheck:
+def agreement(canary_requests: int, stable_requests: int, weight: int, previous: int | None = None) -> ShareCheck:
     """Check whether the canary's share of requests agrees with its weight.
 
     The share agrees when the weight lies in the exact two-sided (Clopper-Pearson) interval of the share at 99.9 %
     confidence, that is, when neither tail of the binomial distribution beyond the observed count is less likely than
     0.05 %. At weights 0 and 100 a single request to the other version contradicts.
 
+    Where the weight before is known, traffic has to tell the two apart: the weight must make the requests a thousand
+    times likelier than the weight before it does (Wald, Sequential Tests of Statistical Hypotheses, 1945). Proxies
+    that still act on the weight before pass for agreement in less than one of a thousand cases, however often one
+    looks.
+
     Args:
         canary_requests: Requests that the canary answered.
         stable_requests: Requests that the stable version answered in the same time.
         weight: The canary's weight in percent, from 0 to 100.
+        previous: The weight before it in percent; ``None`` where there is none to tell it from.
 
     Returns:
         The agreement; `Agreement.TOO_FEW` while even a version that got no request at all would not contradict its
-        weight, so that agreement would say nothing (at weights 0 and 100: while there are fewer than 20 requests).
+        weight, so that agreement would say nothing (at weights 0 and 100: while there are fewer than 20 requests), and
+        while the requests may as well be those of the weight before.
 
     Raises:
-        ValueError: If a count is negative or the weight is no percentage.
+        ValueError: If a count is negative or a weight is no percentage.
     """
     if canary_requests < 0 or stable_requests < 0 or not 0 <= weight <= 100:
         raise ValueError(f"no counts and weight: canary {canary_requests}, stable {stable_requests}, weight {weight}")
+    if previous is not None and not 0 <= previous <= 100:
+        raise ValueError(f"no weight before {weight}: {previous}")
     n = canary_requests + stable_requests
     needed = _needed(weight)
     if n < needed:
@@ -93,8 +105,31 @@ def agreement(canary_requests: int, stable_requests: int, weight: int) -> ShareC
             Agreement.TOO_FEW, f"{n} of at least {needed} requests to tell whether weight {weight} is in effect"
         )
     observed = f"canary had {canary_requests} of {n} requests ({100 * canary_requests / n:.1f} %) at weight {weight}"
-    rare = tail(canary_requests, n, weight / 100) <= _RARE
-    return ShareCheck(Agreement.CONTRADICTS if rare else Agreement.AGREES, observed)
+    if tail(canary_requests, n, weight / 100) <= _RARE:
+        return ShareCheck(Agreement.CONTRADICTS, observed)
+    if (
+        previous is None
+        or previous == weight
+        or _favour(canary_requests, stable_requests, weight, previous) >= _TELLING
+    ):
+        return ShareCheck(Agreement.AGREES, observed)
+    return ShareCheck(Agreement.TOO_FEW, f"{observed}, too few to tell it from weight {previous} before")
+
+
+def _favour(canary: int, stable: int, weight: int, previous: int) -> float:
+    """Return the logarithm of how much likelier the counts are at a weight than at the weight before."""
+    counts = ((canary, weight, previous), (stable, 100 - weight, 100 - previous))
+    return sum(n * (_log(now) - _log(before)) for n, now, before in counts if n)
+
+
+def _needed_to_tell(weight: int, previous: int | None) -> int:
+    """Return how many requests tell a weight that is in effect from the weight before, on average."""
+    gain = _favour(weight, 100 - weight, weight, previous) / 100 if previous is not None else 0.0
+    return ceil(_TELLING / gain) if gain > 0 else 0
+
+
+def _log(share: int) -> float:
+    return log(share) if share else -inf
 
 
 def _needed(weight: int) -> int:
@@ -103,14 +138,16 @@ def _needed(weight: int) -> int:
     return ceil(log(_RARE) / log1p(-min(weight, 100 - weight) / 100))
 
 
-def look(blocks: Sequence[Block], weight: int, *, start: datetime, bound: datetime | None) -> Finding:
+def look(
+    blocks: Sequence[Block], weight: int, *, start: datetime, bound: datetime | None, previous: int | None = None
+) -> Finding:
     """Find out since when a weight is in effect, from all traffic since it was written.
 
     Block by block, the first of these that holds decides, so that the answer depends on the data alone and not on how
     often somebody looked:
 
     - All traffic so far agrees with the weight: it is in effect from the start.
-    - It contradicts the weight, but the newest stretch that is long enough to tell agrees: the proxies took the weight
+    - It does not, but the newest stretch that is long enough to tell agrees: the proxies took the weight
       over late, and it is in effect from the beginning of that stretch.
     - The bound is reached: with too little traffic to tell, the weight is taken to be in effect from the start; where
       traffic contradicts it, the canary is judged from here on all the same.
@@ -120,22 +157,23 @@ def look(blocks: Sequence[Block], weight: int, *, start: datetime, bound: dateti
         weight: The canary's weight in percent.
         start: Where the evidence of the weight begins.
         bound: How long traffic may disagree before analysis starts anyway; ``None`` for as long as it does.
+        previous: The weight before it in percent, which proxies that are late still act on; ``None`` if there is none.
     """
     canary = stable = 0
-    newest = _Stretch(STRETCH * _needed(weight))
+    newest = _Stretch(max(STRETCH * _needed(weight), 2 * _needed_to_tell(weight, previous)))
     found = Finding(State.TOO_LITTLE_TRAFFIC, "no complete interval of data yet")
     for block in blocks:
         canary += block.canary.requests
         stable += block.stable.requests
         newest.add(block)
-        whole = agreement(canary, stable, weight)
+        whole = agreement(canary, stable, weight, previous)
         if whole.agreement is Agreement.AGREES:
             return Finding(State.CONVERGED, whole.message, start)
-        few = whole.agreement is Agreement.TOO_FEW
-        if not few and newest.suffices:
-            latest = agreement(newest.canary, newest.stable, weight)
+        if newest.suffices:
+            latest = agreement(newest.canary, newest.stable, weight, previous)
             if latest.agreement is Agreement.AGREES:
                 return Finding(State.CONVERGED, latest.message, newest.start)
+        few = whole.agreement is Agreement.TOO_FEW
         late = bound is not None and block.end >= bound
         state = State.TOO_LITTLE_TRAFFIC if few else State.SHARE_CONTRADICTS
         found = Finding(state, whole.message, (start if few else block.end) if late else None)

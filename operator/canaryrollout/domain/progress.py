@@ -247,7 +247,9 @@ def _found(draft: Draft, applied_at: datetime, bound: datetime | None) -> Findin
     evidence = draft.case.observation.evidence
     blocks = evidence.blocks if evidence is not None else ()
     start = grid_start(applied_at, draft.case.settings.propagation)
-    return convergence.look(blocks, draft.record.weight, start=start, bound=bound)
+    record = draft.record
+    previous = record.finished[-1].weight if record.finished else 0
+    return convergence.look(blocks, record.weight, start=start, bound=bound, previous=previous)
 
 
 def _wait_for_traffic(draft: Draft, found: Finding, *, late: bool) -> Decision:

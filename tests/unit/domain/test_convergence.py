@@ -1,3 +1,4 @@
+import random
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -75,7 +76,51 @@ def test_interval_is_the_clopper_pearson_interval() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("canary", "stable", "weight", "previous", "expected"),
+    [
+        (9, 6, 60, 30, Agreement.TOO_FEW),  # nine of fifteen are no wonder at 30 %
+        (4, 11, 60, 30, Agreement.TOO_FEW),
+        (60, 40, 60, 30, Agreement.AGREES),
+        (30, 70, 60, 30, Agreement.CONTRADICTS),
+        (55, 45, 60, 50, Agreement.TOO_FEW),
+        (600, 400, 60, 50, Agreement.AGREES),
+        (550, 450, 60, 50, Agreement.TOO_FEW),  # half of the proxies are late
+        (500, 500, 60, 50, Agreement.CONTRADICTS),
+        (6, 67, 10, 0, Agreement.AGREES),  # before, nobody could have met the canary
+        (20, 0, 100, 50, Agreement.AGREES),
+        (20, 0, 100, 90, Agreement.TOO_FEW),
+        (70, 0, 100, 90, Agreement.AGREES),
+        (0, 40, 0, 30, Agreement.AGREES),
+        (10, 90, 10, 10, Agreement.AGREES),  # asserted again: there is nothing to tell it from
+        (10, 90, 10, 100, Agreement.AGREES),
+    ],
+)
+def test_share_against_weight_and_the_weight_before(
+    canary: int, stable: int, weight: int, previous: int, expected: Agreement
+) -> None:
+    assert agreement(canary, stable, weight, previous).agreement is expected
+
+
+@pytest.mark.parametrize(("previous", "weight"), [(10, 30), (30, 50), (30, 60), (50, 60), (90, 100)])
+def test_proxies_that_were_never_told_do_not_pass_for_agreement(previous: int, weight: int) -> None:
+    """Two thousand times 600 requests drawn at the weight before, looked at every ten: at most one in a thousand."""
+    draw = random.Random(f"{previous} to {weight}")
+    fooled = 0
+    for _ in range(2_000):
+        canary = 0
+        for n in range(10, 610, 10):
+            canary += sum(draw.random() < previous / 100 for _ in range(10))
+            if agreement(canary, n - canary, weight, previous).agreement is Agreement.AGREES:
+                fooled += 1
+                break
+    assert fooled <= 6  # more than six of an expected two at most: odds of one in two hundred
+
+
 def test_message_has_the_numbers() -> None:
+    assert agreement(9, 6, 60, 30).message == (
+        "canary had 9 of 15 requests (60.0 %) at weight 60, too few to tell it from weight 30 before"
+    )
     assert agreement(8, 92, 10).message == "canary had 8 of 100 requests (8.0 %) at weight 10"
     assert agreement(1, 2, 10).message == "3 of at least 73 requests to tell whether weight 10 is in effect"
 
@@ -102,6 +147,11 @@ def test_a_million_requests_take_no_time() -> None:
 def test_nonsense_is_refused(canary: int, stable: int, weight: int) -> None:
     with pytest.raises(ValueError, match="no counts and weight"):
         agreement(canary, stable, weight)
+
+
+def test_a_weight_before_that_is_no_percentage_is_refused() -> None:
+    with pytest.raises(ValueError, match="no weight before 10: 101"):
+        agreement(1, 1, 10, 101)
 
 
 class TestLook:
@@ -133,6 +183,18 @@ class TestLook:
         found = look(blocks(*[(600, 400)] * 5), 10, start=START, bound=BOUND)
         assert (found.state, found.since) == (State.SHARE_CONTRADICTS, BOUND)
         assert found.message == "canary had 1800 of 3000 requests (60.0 %) at weight 10"
+
+    def test_one_early_interval_with_few_requests_does_not_decide(self) -> None:
+        """Proxies act on 30 % on and on; the first requests seen happen to be six of fifteen."""
+        seen = blocks((6, 9), (45, 105), (43, 107))
+        assert look(seen[:1], 60, start=START, bound=BOUND, previous=30).since is None
+        found = look(seen, 60, start=START, bound=None, previous=30)
+        assert (found.state, found.since) == (State.SHARE_CONTRADICTS, None)
+
+    def test_proxies_that_take_over_after_a_while_are_seen_to(self) -> None:
+        late = [(60, 240)] * 4 + [(90, 210)] * 2
+        found = look(blocks(*late), 30, start=START, bound=None, previous=20)
+        assert (found.state, found.since) == (State.CONVERGED, START + timedelta(seconds=40))
 
     def test_no_data_is_no_traffic_only_once_it_was_counted(self) -> None:
         assert look((), 10, start=START, bound=BOUND).since is None
