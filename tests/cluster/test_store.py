@@ -6,13 +6,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from canaryrollout.adapters.rollouts import FINALIZER
 from canaryrollout.api.status import CanaryRolloutStatus, CommandRecord, HistoryEntry, Phase
 from canaryrollout.domain.decision import Event
 from canaryrollout.engine.ports import Conflict, Gone, NotLeading
 from lab.mesh import Lab
-from tests.cluster.shop import body, new_shop
+from tests.cluster.shop import Shop, body, new_shop
 
 pytestmark = pytest.mark.cluster
 
@@ -176,6 +177,29 @@ async def test_an_event_that_repeats_is_counted_up_and_one_that_comes_back_later
         clock.time += timedelta(minutes=20)
         await shop.store.emit(known, Event("GateFailed", "errors: 5 % of 200", warning=True))
         assert len(await shop.events()) == 3
+
+
+async def test_who_causes_events_without_end_gets_some_and_takes_none_from_others(apiserver: Lab) -> None:
+    clock = Hands()
+    async with new_shop(apiserver, clock) as shop:
+        with capture_logs() as logged:
+            await _crowd(shop, clock)
+    assert [entry["event"] for entry in logged].count("too many events") == 2
+
+
+async def _crowd(shop: Shop, clock: Hands) -> None:
+    busy, quiet = await shop.create(body()), await shop.create(body("ratings"))
+    for turn in range(300):
+        await shop.store.emit(busy, Event("CommandRefused", f"no command: {turn}", warning=True))
+    clock.time += timedelta(seconds=12)
+    for turn in range(300, 310):
+        await shop.store.emit(busy, Event("CommandRefused", f"no command: {turn}", warning=True))
+    await shop.store.emit(quiet, Event("Promoted", "v2 serves"))
+    told = [event["message"] for event in await shop.events() if event["involvedObject"]["name"] == "reviews"]
+    assert sorted(told, key=lambda message: int(message.rpartition(" ")[2])) == [
+        f"no command: {turn}" for turn in (*range(100), 300, 301)
+    ]
+    assert len(await shop.events()) == 103
 
 
 async def test_an_event_is_shown_with_its_rollout(apiserver: Lab) -> None:

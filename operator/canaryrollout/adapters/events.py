@@ -1,7 +1,8 @@
 """Kubernetes Events: what happened to a rollout, where ``kubectl describe`` shows it.
 
 The same thing happening again within a few minutes counts up the Event that is there instead of adding another, as the
-field's own recorders do, so that a rollout which is stuck does not bury the rest.
+field's own recorders do, so that a rollout which is stuck does not bury the rest. And an object has a budget: who edits
+theirs a hundred times a second gets a hundred answers in its status, but not as many Events.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ EVENTS: Final = Resource("", "v1", "events")
 FORBIDDEN: Final = 403
 _SAME: Final = timedelta(minutes=10)
 _REMEMBERED: Final = 2000
+BURST: Final = 100
+"""Writes of Events about one object at once; a rollout of 50 steps has less to say."""
+PERIOD: Final = 6.0
+"""Seconds until an object that used them up has one more."""
 _LONGEST_NAME: Final = 230
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +43,32 @@ class _Emitted:
     last: datetime
 
 
+class _Budgets:
+    """A leaky bucket for each object, as the moment at which it will be empty (the generic cell rate algorithm)."""
+
+    def __init__(self) -> None:
+        self._empty_at: OrderedDict[str, float] = OrderedDict()
+        self._spent: set[str] = set()
+
+    def allow(self, uid: str, now: float) -> bool:
+        """Take one write from the budget of an object, if it has one left; ``now`` in seconds that never jump."""
+        while self._empty_at and next(iter(self._empty_at.values())) <= now:
+            self._spent.discard(self._empty_at.popitem(last=False)[0])
+        empty_at = max(self._empty_at.get(uid, now), now) + PERIOD
+        if empty_at > now + BURST * PERIOD:
+            return False
+        self._spent.discard(uid)
+        self._empty_at[uid] = empty_at
+        self._empty_at.move_to_end(uid)
+        return True
+
+    def first_refusal(self, uid: str) -> bool:
+        """Return whether an object was refused for the first time since it was last allowed something."""
+        first = uid not in self._spent
+        self._spent.add(uid)
+        return first
+
+
 class Recorder:
     """Creates Events and counts up those that repeat; ``instance`` names this replica."""
 
@@ -47,9 +78,16 @@ class Recorder:
         self._instance = instance
         self._may_patch = True
         self._emitted: OrderedDict[_Key, _Emitted] = OrderedDict()
+        self._budgets = _Budgets()
 
     async def emit(self, rollout: Rollout, event: Event) -> None:
         """Create an Event, or count up the one that says the same; never raises, a lost Event is logged."""
+        uid = rollout.identity.uid
+        if not self._budgets.allow(uid, self._clock.monotonic()):
+            if self._budgets.first_refusal(uid):
+                told = f"{BURST} at once and one every {PERIOD:.0f} s are written about one object"
+                _log.warning("too many events", rollout=rollout.identity.key, reason=event.reason, limit=told)
+            return
         try:
             await self._emit(rollout, event)
         except (ApiError, Conflict, Gone) as error:
