@@ -99,7 +99,39 @@ def keep(path: Path, records: Records) -> None:
 # --- pytest ----------------------------------------------------------------------------------------------------------
 
 _ROWS: Final = pytest.StashKey[list[Row]]()
-_RECORDS: Final = pytest.StashKey[Records]()
+_RECORD: Final = "record of faults"
+
+
+class Notes:
+    """The records of this run. They come with the reports of tests, from whichever process ran those."""
+
+    def __init__(self) -> None:
+        self._records: Records = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep what a test has to say, at once: a run that is broken off leaves what it saw."""
+        for name, value in report.user_properties:
+            if name == _RECORD and report.when == "call" and isinstance(value, str):
+                record = Record.of(json.loads(value))
+                self._records[report.nodeid] = record
+                keep(RESULTS, {report.nodeid: record})
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Show what was injected and seen."""
+        if not self._records:
+            return
+        terminalreporter.section("faults")
+        for test, record in self._records.items():
+            if record.outcome is not Outcome.PASSED:
+                terminalreporter.write_line(f"{record.outcome}: {test}: {record.problem}")
+            for row in record.rows:
+                terminalreporter.write_line(f"{row.fault}: {row.injected}, {row.times} times: {row.seen}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take notes where the run is summed up; workers of pytest-xdist send theirs."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Notes())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -126,12 +158,12 @@ def table(request: pytest.FixtureRequest) -> list[Row]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put down what a test has to say; one that could not begin says nothing."""
+    """Let the report say what a test has to say; one that could not begin says nothing."""
     report = yield
     if call.when == "call" and (rows := item.stash.get(_ROWS, None)) is not None:
         record = _record(report, call, rows, full=item.get_closest_marker("faults") is not None)
         if record is not None:
-            item.config.stash.setdefault(_RECORDS, {})[item.nodeid] = record
+            report.user_properties.append((_RECORD, json.dumps(asdict(record))))
     return report
 
 
@@ -145,17 +177,3 @@ def _record(report: pytest.TestReport, call: pytest.CallInfo[None], rows: list[R
     problem = f"{call.excinfo.value}".strip() if call.excinfo is not None else ""
     first = next(iter(problem.splitlines()), call.excinfo.typename if call.excinfo is not None else "failed")
     return Record(day, full, Outcome.FAILED, first[:_LONGEST_PROBLEM], tuple(rows))
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show what was injected and seen, and keep it."""
-    records = config.stash.get(_RECORDS, {})
-    if not records:
-        return
-    terminalreporter.section("faults")
-    for test, record in records.items():
-        if record.outcome is not Outcome.PASSED:
-            terminalreporter.write_line(f"{record.outcome}: {test}: {record.problem}")
-        for row in record.rows:
-            terminalreporter.write_line(f"{row.fault}: {row.injected}, {row.times} times: {row.seen}")
-    keep(RESULTS, records)

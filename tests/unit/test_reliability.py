@@ -133,18 +133,20 @@ def test_rows_stay_while_a_file_cannot_be_read(tmp_path: Path) -> None:
     assert list(existing({"test_a.py::test_x": record(row())}, tmp_path)) == ["test_a.py::test_x"]
 
 
-def test_tests_leave_their_rows_whatever_becomes_of_them(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")], ids=["one process", "two workers"])
+def test_tests_leave_their_rows_whatever_becomes_of_them(pytester: pytest.Pytester, workers: tuple[str, ...]) -> None:
     results = pytester.path / "faults.json"
     pytester.makeconftest(
         f"""
         import pathlib
         from tests.faults import rows
         from tests.faults.rows import *
-        from tests.faults.rows import table, pytest_runtest_makereport, pytest_terminal_summary
+        from tests.faults.rows import table, pytest_runtest_makereport
 
         rows.RESULTS = pathlib.Path({str(results)!r})
 
         def pytest_configure(config):
+            rows.pytest_configure(config)
             config.addinivalue_line("markers", "faults: all of them")
         """
     )
@@ -183,7 +185,8 @@ def test_tests_leave_their_rows_whatever_becomes_of_them(pytester: pytest.Pytest
             pass
         """
     )
-    pytester.runpytest_inprocess(*OPTIONS)
+    ran = pytester.runpytest_inprocess(*OPTIONS, *workers)
+    ran.stdout.fnmatch_lines_random(["a: b, 1 times: c", "d: e, 2 times: f", "failed: *fails_before_any: TimeoutError"])
     found = {test.rpartition("::")[2]: record for test, record in read(results).items()}
     assert {test: (record.outcome.value, record.full, record.problem) for test, record in found.items()} == {
         "test_passes": ("passed", False, ""),
