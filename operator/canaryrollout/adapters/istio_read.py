@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any, Final
 
 from canaryrollout.adapters.istio_shape import covers, destination_rule_flaw, virtual_service_flaw
@@ -17,7 +19,6 @@ from canaryrollout.domain.naming import CLUSTER_DOMAIN, fqdn
 from canaryrollout.domain.observation import (
     Destination,
     DestinationRuleState,
-    Missing,
     Refused,
     RouteState,
     Subset,
@@ -166,11 +167,31 @@ def _read_routes(document: Document, routes: Sequence[str], host: str, domain: s
     for key in keys:
         flaw = _which(http, routes, key, subject)
         index = find_route(http, key)
-        if flaw is not None or index is None:
-            states[key] = flaw or Missing("RouteNotFound", f"{subject}: no http route is named {key!r}")
-        else:
+        if flaw is None and index is not None:
             states[key] = _read_route(http[index], document, host, domain, f"{subject}: {_place(http[index], index)}")
+            continue
+        flaw = flaw or Refused("RouteNotFound", f"{subject}: no http route is named {key!r}")
+        namespace = document["metadata"]["namespace"]
+        served = [_destinations(route, host, namespace, domain) for route in _meant(http, routes, key)]
+        states[key] = replace(flaw, destinations=tuple(chain.from_iterable(served)))
     return states
+
+
+def _meant(http: Sequence[Document], routes: Sequence[str], key: str) -> list[Document]:
+    """Return the routes that may be meant where that is not clear: those of the name, else all that are not listed."""
+    named = [route for route in http if not key or route.get("name") == key]
+    return named or [route for route in http if route.get("name") not in routes]
+
+
+def _destinations(route: Document, host: str, namespace: str, domain: str) -> tuple[Destination, ...]:
+    """Return the destinations of a route that name the host, with their share of the route in percent."""
+    entries: Sequence[Document] = route.get("route") or ()
+    shares = percentages([entry.get("weight") for entry in entries]) or (0,) * len(entries)
+    return tuple(
+        Destination(_subset_of(entry) or None, share, entry.get("weight"))
+        for entry, share in zip(entries, shares, strict=True)
+        if names_host(entry.get("destination") or {}, host, namespace, domain)
+    )
 
 
 def _no_http(document: Document, subject: str) -> Refused:
@@ -183,7 +204,7 @@ def _no_http(document: Document, subject: str) -> Refused:
     )
 
 
-def _which(http: Sequence[Document], routes: Sequence[str], key: str, subject: str) -> Missing | Refused | None:
+def _which(http: Sequence[Document], routes: Sequence[str], key: str, subject: str) -> Refused | None:
     """Tell why it is not clear which route is meant."""
     field = "spec.istio.virtualServices[].routes"
     names = [str(route.get("name", "")) for route in http]
@@ -196,7 +217,7 @@ def _which(http: Sequence[Document], routes: Sequence[str], key: str, subject: s
     if list(routes).count(key) > 1:
         return Refused("RouteListedTwice", f"{subject}: {field} lists {key!r} more than once; list each route once")
     if key not in names:
-        return Missing("RouteNotFound", f"{subject}: {field} lists {key!r}, but spec.http has {shown}")
+        return Refused("RouteNotFound", f"{subject}: {field} lists {key!r}, but spec.http has {shown}")
     if names.count(key) > 1:
         return Refused(
             "DuplicateRouteName",
@@ -228,14 +249,11 @@ def _read_route(route: Document, document: Document, host: str, domain: str, sub
             "NoWeights",
             f"{subject} has {len(entries)} destinations and no weight above 0; give them weights that sum to 100",
         )
+    destinations = _destinations(route, host, namespace, domain)
     odd = sorted({name for entry in entries if not is_plain(name := _subset_of(entry))})
     if odd:
-        return Refused("UnusableName", f"{subject} names subset {odd[0]!r}; use letters, digits and dashes")
-    destinations = tuple(
-        Destination((entry.get("destination") or {}).get("subset") or None, share, entry.get("weight"))
-        for entry, own, share in zip(entries, ours, shares, strict=True)
-        if own
-    )
+        message = f"{subject} names subset {odd[0]!r}; use letters, digits and dashes"
+        return Refused("UnusableName", message, destinations)
     for entry, own, share in zip(entries, ours, shares, strict=True):
         if share and not own:
             other = (entry.get("destination") or {}).get("host")

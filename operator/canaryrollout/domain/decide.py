@@ -117,10 +117,7 @@ def rival_claim(identity: Identity, *, active: bool, claims: Sequence[Claim]) ->
 
 
 def _yield_host(draft: Draft, rival: Claim) -> Decision:
-    message = (
-        f"{rival.key} judges host {draft.case.spec.host} already, and evidence is per host: "
-        "delete one of the two, or give this one another host"
-    )
+    message = f"{rival.key} judges host {draft.case.spec.host} already, and evidence is per host: delete one of the two"
     return draft.move(Phase.BLOCKED, "HostClaimed", message, wake_in=draft.case.settings.blocked_retry)
 
 

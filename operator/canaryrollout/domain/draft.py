@@ -163,6 +163,7 @@ class Draft:
         wake_at: datetime | None = None,
         again: bool = False,
         stalled: bool = False,
+        bounded: bool = True,
     ) -> Decision:
         """End the draft: what the actions alter goes on record, and why they failed before into the message.
 
@@ -176,6 +177,7 @@ class Draft:
             wake_at: The same as a time.
             again: Whether to look again at once, unless the actions failed before.
             stalled: Whether only a person can bring this forward.
+            bounded: Whether the deadline means anything to this wait.
 
         Returns:
             The decision.
@@ -188,7 +190,7 @@ class Draft:
             self._tell_failures(actions, failures)
         if phase is Phase.BLOCKED and (self.case.seen.phase, self._reason_seen()) != (phase, reason):
             self.note(reason, message, warning=True)
-        self._columns()
+        self._columns(reason, bounded=bounded)
         verdict = self._verdict()
         unmoved = (phase, reason, verdict) == (self.case.seen.phase, self._reason_seen(), self.case.seen.verdict) and (
             self.status.weight == self.case.seen.weight
@@ -236,14 +238,16 @@ class Draft:
     def _reason_seen(self) -> str:
         return next((c.reason for c in self.case.seen.conditions if c.type == "Ready"), "")
 
-    def _columns(self) -> None:
+    def _columns(self, reason: str, *, bounded: bool) -> None:
         spec, record = self.case.spec, self.status.rollout
         if record is None or record.ended_at is not None:
             canary = record.version if record else None
             self.update(canary_version=canary, step="", weight=0 if record else None, deadline=None)
         else:
-            due = steps.deadline(spec, record) if not record.reason else None
-            weight = record.weight
+            weight, promoted = record.weight, record.version == self.status.stable_version
+            due = steps.deadline(spec, record) if bounded and not record.reason and not promoted else None
+            if due is not None and due <= self.case.now and reason != "DeadlineExceeded":
+                due = None
             self.update(canary_version=record.version, step=steps.label(spec, weight), weight=weight, deadline=due)
         analysis = effective_analysis(spec.analysis)
         mode = analysis.mode.value if analysis.mode else ""

@@ -27,7 +27,8 @@ class Missing:
 class Refused:
     """Something exists in a shape that cannot be moved safely; the message says which and what would be right.
 
-    ``destinations`` are those of the host on such a route, where they could be read: its traffic is not unknown.
+    ``destinations`` are those of the host on such a route, or on all that may be meant where that is not clear, where
+    they could be read: its traffic is not unknown.
     """
 
     reason: str
@@ -65,7 +66,7 @@ class Weights:
     destinations: tuple[Destination, ...]
 
 
-RouteState = Weights | Missing | Refused
+RouteState = Weights | Refused
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,10 @@ def urgent(draft: Draft, waiting: str) -> Decision | None:
         waiting: What is waited for, should the deadline have passed.
     """
     if not draft.record.weight:
-        return overdue(draft, waiting)
+        return _expired(draft, waiting)
     judgement = _judge(draft)
     draft.judged(judgement)
-    return unready(draft) or _failed(draft, judgement) or overdue(draft, waiting)
+    return unready(draft) or _failed(draft, judgement) or _expired(draft, waiting)
 
 
 def _judge(draft: Draft) -> Judgement:
@@ -168,7 +168,8 @@ def _drifted(draft: Draft) -> Decision | None:
         names = ", ".join(route.name for route in off)
         message = f"bringing {names}, now on the list, to {record.weight} %"
         return set_weights(draft, record.weight, Phase.PROGRESSING, "RouteListed", message)
-    return drift.answer(draft, intent, off, wake_at=next_look(draft))
+    waiting = f"weights are not {record.weight} % on {', '.join(route.name for route in off)}"
+    return _expired(draft, waiting) or drift.answer(draft, intent, off, wake_at=next_look(draft))
 
 
 def _asking_why(draft: Draft) -> Decision | None:
@@ -197,11 +198,15 @@ def _without_subset(draft: Draft) -> Decision | None:
             (Phase.BLOCKED, flaw.reason) if isinstance(flaw, Missing | Refused) else (None, "MeshUnreadable")
         )
         wake = case.settings.retry
+        if phase is Phase.BLOCKED:
+            draft.rollout(subset_seen_at=None)
         return overdue(draft, message) or draft.move(phase or _phase(draft), reason, message, wake_in=wake)
     restored = restore_lost(draft, (draft.status.stable_version or "", record.version), _phase(draft))
     if restored is None:
+        if record.subset_seen_at is None:
+            draft.rollout(subset_seen_at=case.now)
         return None
-    return overdue(draft, restored.status.message) or restored
+    return _expired(draft, restored.status.message) or restored
 
 
 def _promoted_by_command(draft: Draft) -> Decision | None:
@@ -287,7 +292,8 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
         return draft.move(
             _phase(draft), "Converging", "waiting for the weight to be confirmed", wake_in=case.settings.retry
         )
-    held_until = record.in_effect_at + steps.hold_of(case.spec, record.weight)
+    undisturbed_since = max(record.in_effect_at, record.subset_seen_at or record.in_effect_at)
+    held_until = undisturbed_since + steps.hold_of(case.spec, record.weight)
     evidence, analysis = case.observation.evidence, case.spec.analysis
     seen = evidence.until if evidence is not None else record.in_effect_at
     judged = judged_until(analysis, evidence) if evidence is not None else seen
@@ -322,20 +328,39 @@ def _too_slow(draft: Draft, judgement: Judgement, over: timedelta) -> str:
 
 
 def overdue(draft: Draft, waiting: str) -> Decision | None:
-    """Return what the deadline policy says, if the deadline has passed."""
+    """Return what the deadline policy says of a wait in which there is nothing to do, if the deadline has passed."""
+    missed = _missed(draft, waiting)
+    if not missed:
+        return None
+    wake_at = next_look(draft)
+    return _expired(draft, waiting) or draft.move(
+        Phase.PROGRESSING, "DeadlineExceeded", f"{missed}; onDeadline is Hold", wake_at=wake_at, stalled=True
+    )
+
+
+def _expired(draft: Draft, waiting: str) -> Decision | None:
+    """Return the rollback that the deadline policy asks for, if the deadline has passed.
+
+    With ``Hold`` there is none, and what is to be done about the weight that is held goes on being done.
+    """
+    missed = _missed(draft, waiting)
+    if not missed:
+        return None
+    if draft.case.spec.on_deadline is OnDeadline.ROLLBACK:
+        return rollback.begin(draft, "DeadlineExceeded", missed)
+    draft.note_once("DeadlineExceeded", f"{missed}; onDeadline is Hold", warning=True)
+    return None
+
+
+def _missed(draft: Draft, waiting: str) -> str:
+    """Say that the deadline has passed; empty while it has not. It stands still while the rollout is paused."""
     case, record = draft.case, draft.record
     if case.spec.paused and record.awaiting_since is None:
         draft.rollout(awaiting_since=case.now)
     due = steps.deadline(case.spec, draft.record)
     if due is None or case.now < due:
-        return None
-    message = f"{record.version} did not pass at {record.weight} % before {due:%H:%M:%S} UTC: {waiting}"
-    if case.spec.on_deadline is OnDeadline.ROLLBACK:
-        return rollback.begin(draft, "DeadlineExceeded", message)
-    draft.note_once("DeadlineExceeded", f"{message}; onDeadline is Hold", warning=True)
-    return draft.move(
-        Phase.PROGRESSING, "DeadlineExceeded", f"{message}; onDeadline is Hold", wake_at=next_look(draft), stalled=True
-    )
+        return ""
+    return f"{record.version} did not pass at {record.weight} % before {due:%H:%M:%S} UTC: {waiting}"
 
 
 def _passed(draft: Draft, judgement: Judgement) -> Decision:

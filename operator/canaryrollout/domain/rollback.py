@@ -111,16 +111,19 @@ def _withheld(draft: Draft, explanation: str) -> Decision:
         f"{draft.record.version} should be taken back ({explanation}), but {draft.status.stable_version} has no ready "
         "endpoint: traffic stays until it has one",
         wake_in=draft.case.settings.retry,
+        bounded=False,
     )
 
 
 def _ended(draft: Draft) -> Decision:
     record, spec, stable = draft.record, draft.case.spec, draft.status.stable_version
     draft.rollout(weight=0)
-    elsewhere = [f"{r.name} is at {r.shares()}" for r in draft.case.traffic.routes if set(r.serving()) - {None, stable}]
-    where = (
-        f"{record.version} has no traffic, {'; '.join(elsewhere)}" if elsewhere else f"all traffic is on {stable} again"
-    )
+    traffic = draft.case.traffic
+    elsewhere = [f"{r.name} is at {r.shares()}" for r in traffic.routes if set(r.serving()) - {None, stable}]
+    elsewhere += [flaw.message for flaw in traffic.flaws]
+    where = f"all traffic is on {stable} again"
+    if elsewhere:
+        where = f"{record.version} has no traffic, {'; '.join(elsewhere)}"
     draft.note("RolledBack", f"{where}: {record.explanation}", warning=True)
     abandoned = record.reason in ("SpecReverted", "Superseded")
     if spec.version == record.version and not abandoned and not draft.case.identity.deleting:

@@ -12,7 +12,7 @@ from canaryrollout.adapters.istio_read import (
     read_virtual_service,
     subsets_named,
 )
-from canaryrollout.domain.observation import Destination, DestinationRuleState, Missing, Refused, Subset, Weights
+from canaryrollout.domain.observation import Destination, DestinationRuleState, Refused, Subset, Weights
 
 HOST = "reviews.shop.svc.cluster.local"
 
@@ -224,14 +224,46 @@ def test_a_route_that_is_refused(document: dict[str, Any], routes: tuple[str, ..
     assert (state.reason, state.message) == (reason, message)
 
 
-def test_a_listed_route_that_is_not_there_is_missing_and_the_others_are_read() -> None:
+def test_a_listed_route_that_is_not_there_is_refused_and_the_others_are_read() -> None:
     states = read(virtual_service(route(to("v1"), name="a"), route(to("v1"))), "a", "b")
     assert isinstance(states["a"], Weights)
-    assert states["b"] == Missing(
+    assert states["b"] == Refused(
         "RouteNotFound",
         "VirtualService reviews: spec.istio.virtualServices[].routes lists 'b', but spec.http has "
         "'a', one without a name",
+        (Destination("v1", 100, None),),
     )
+
+
+@pytest.mark.parametrize(
+    ("http", "routes", "reason", "served"),
+    [
+        ([("a", ("v1", 90), ("v2", 10)), ("b", ("v3", None))], (), "AmbiguousRoutes", {"v1": 90, "v2": 10, "v3": 100}),
+        ([("a", ("v1", 3), ("v2", 1)), ("b", ("v3", None))], ("b", "c"), "RouteNotFound", {"v1": 75, "v2": 25}),
+        (
+            [("a", ("v1", None)), ("a", ("v2", None)), ("b", ("v3", 1))],
+            ("a",),
+            "DuplicateRouteName",
+            {"v1": 100, "v2": 100},
+        ),
+        ([("a", ("v1", None)), ("b", ("v2", None))], ("b", "b"), "RouteListedTwice", {"v2": 100}),
+        ([("a", ("v1", 90), ("v\n2", 10))], ("a",), "UnusableName", {"v1": 90, "v\n2": 10}),
+        ([("a", ("v1", 0), ("v2", 0)), ("b", ("v3", 1))], ("c",), "RouteNotFound", {"v1": 0, "v2": 0, "v3": 100}),
+    ],
+)
+def test_whom_routes_may_serve_is_told_where_it_is_not_clear_which_are_meant(
+    http: list[Any], routes: tuple[str, ...], reason: str, served: dict[str, int]
+) -> None:
+    document = virtual_service(*(route(*(to(*entry) for entry in entries), name=name) for name, *entries in http))
+    refused = next(state for state in read(document, *routes).values() if isinstance(state, Refused))
+    assert refused.reason == reason
+    assert {destination.subset: destination.weight for destination in refused.destinations} == served
+
+
+def test_routes_to_other_hosts_are_none_that_may_be_meant() -> None:
+    document = virtual_service(route(to("v2", host="ratings"), name="a"), route(name="b", redirect={}))
+    (refused,) = read(document, "c").values()
+    assert (refused.reason, refused.destinations) == ("RouteNotFound", ())
 
 
 def managed(*entries: tuple[str, dict[str, Any]]) -> dict[str, Any]:

@@ -97,6 +97,55 @@ def test_traffic_on_a_route_that_cannot_be_moved_any_more_is_named_until_it_is_g
     assert world.phase is Phase.ROLLED_BACK
 
 
+def _renamed(mesh: dict[str, Any]) -> None:
+    mesh["http"][0]["name"] = "main"
+
+
+def _another_route_before_it(mesh: dict[str, Any]) -> None:
+    mesh["http"].insert(0, {"match": [{"uri": {"prefix": "/old"}}], "route": [destination("v1", 100)]})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(_renamed, "RouteNotFound"), (_another_route_before_it, "AmbiguousRoutes")]
+)
+@pytest.mark.parametrize("ending", ["abort", "spec", "deletion"])
+def test_a_canary_on_a_route_that_is_not_found_any_more_is_not_called_taken_back(
+    change: Any, reason: str, ending: str
+) -> None:
+    """Nobody may move a route that is not listed, but it is known to serve the canary."""
+    route = {"name": "primary", "route": [destination("v1", 100)]}
+    listed = {"name": "reviews", "routes": ["primary"] if reason == "RouteNotFound" else []}
+    istio = {**TWO, "virtualServices": [listed]}
+    world = at(30, rollout=spec(istio=istio), services={"reviews": virtual_service("reviews", route)})
+    world.edit("reviews", change)
+    if ending == "abort":
+        world.command = "abort/v2/1"
+    elif ending == "spec":
+        world.apply(version="v1")
+    else:
+        world.deleting = True
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, reason)
+    assert "still has traffic where it cannot be" in world.state.message
+    assert world.finalizer
+    world.edit("reviews", lambda mesh: mesh.update(http=[{"name": "primary", "route": [destination("v1", 100)]}]))
+    world.run(60)
+    if ending == "deletion":
+        assert not world.finalizer
+    else:
+        assert world.phase is (Phase.ROLLED_BACK if ending == "abort" else Phase.STABLE)
+
+
+def test_a_route_without_a_virtual_service_serves_nobody_and_is_not_called_stable() -> None:
+    world = on_two(30)
+    del world.services["gateway"]
+    world.command = "abort/v2/1"
+    world.run(60)
+    assert world.shares("v2") == [0]
+    said = next(entry.message for entry in world.state.history if entry.reason == "RolledBack")
+    assert said.startswith("v2 has no traffic, VirtualService gateway does not exist: ")
+
+
 def test_it_is_not_called_done_while_a_virtual_service_cannot_be_read() -> None:
     world = at(30)
     world.command = "abort/v2/1"
@@ -116,6 +165,7 @@ def test_traffic_stays_on_the_canary_while_stable_is_gone(deleting: bool) -> Non
     world.command, world.deleting = "" if deleting else "abort/v2/1", deleting
     world.run(60)
     assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableGone", 30)
+    assert deleting or world.state.deadline is None, "nothing happens when the step's deadline passes"
     world.ready = {"v1": 1, "v2": 2}
     world.run(5)
     assert world.share("v2") == 0
