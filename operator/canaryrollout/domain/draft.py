@@ -64,6 +64,11 @@ class Situation:
         endpoints = self.observation.endpoints
         return endpoints.of(version) if isinstance(endpoints, Endpoints) else None
 
+    @property
+    def step_phase(self) -> Phase:
+        """Return the phase of a step that waits for anything but a person."""
+        return Phase.PAUSED if self.spec.paused else Phase.PROGRESSING
+
     def known_gone(self, version: str | None) -> bool:
         """Return whether a version is known to have no ready endpoint."""
         return self.ready(version) == 0

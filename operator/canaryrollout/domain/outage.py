@@ -19,6 +19,14 @@ AWAY: Final = "ProviderError"
 """Its reason while there is no evidence."""
 
 
+def without_evidence(draft: Draft) -> str:
+    """Return why there is no new evidence, and since when; empty while the provider answers, or was not heard yet."""
+    evidence = draft.case.observation.evidence
+    if evidence is None:
+        return went_away(draft, "", None) if seen_outage(draft) is not None else ""
+    return went_away(draft, evidence.error, evidence.error_since) if evidence.error else ""
+
+
 def went_away(draft: Draft, error: str, since: datetime | None) -> str:
     """Put an outage into the condition and return its words.
 

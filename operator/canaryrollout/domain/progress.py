@@ -6,19 +6,19 @@ endpoints, does the evidence speak against it; only then whether it is time to g
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from canaryrollout.api.quantities import format_duration
-from canaryrollout.api.spec import Convergence, OnDeadline, OnNoData
+from canaryrollout.api.spec import OnNoData
 from canaryrollout.api.status import FinishedStep, Phase, Verdict
-from canaryrollout.domain import convergence, drift, rollback, steps
-from canaryrollout.domain.convergence import Finding, State
+from canaryrollout.domain import drift, rollback, steps
 from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.gates import judge
-from canaryrollout.domain.looks import grid_start, is_due, next_look
+from canaryrollout.domain.in_effect import converge, show_convergence
+from canaryrollout.domain.looks import is_due, next_look
 from canaryrollout.domain.observation import Missing, Refused
-from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, seen_outage, went_away
+from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, without_evidence
+from canaryrollout.domain.overdue import expired, overdue
 from canaryrollout.domain.pace import Pace
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
 from canaryrollout.domain.readiness import follow_stable, hold_raise, short_of_endpoints, unready
@@ -38,7 +38,7 @@ def progress(draft: Draft) -> Decision:
         or _drifted(draft)
         or _without_subset(draft)
         or _promoted_by_command(draft)
-        or _converge(draft)
+        or converge(draft)
         or _hold(draft, judgement)
         or _passed(draft, judgement)
     )
@@ -52,10 +52,10 @@ def urgent(draft: Draft, waiting: str) -> Decision | None:
         waiting: What is waited for, should the deadline have passed.
     """
     if not draft.record.weight:
-        return _expired(draft, waiting)
+        return expired(draft, waiting)
     judgement = _judge(draft)
     draft.judged(judgement)
-    return unready(draft) or _failed(draft, judgement) or _expired(draft, waiting)
+    return unready(draft) or _failed(draft, judgement) or expired(draft, waiting)
 
 
 def _judge(draft: Draft) -> Judgement:
@@ -71,13 +71,13 @@ def _judge(draft: Draft) -> Judgement:
         opening=opening.blocks if opening is not None else (),
     )
     _show_health(draft, judgement)
-    _show_convergence(draft)
+    show_convergence(draft)
     return judgement
 
 
 def _show_health(draft: Draft, judgement: Judgement) -> None:
     evidence = draft.case.observation.evidence
-    if _outage(draft):
+    if without_evidence(draft):
         return
     if evidence is None:
         draft.condition(HEALTHY, "Unknown", "AwaitingData", "no data has come in yet for this weight")
@@ -90,14 +90,6 @@ def _show_health(draft: Draft, judgement: Judgement) -> None:
     else:
         provider = draft.case.spec.analysis.provider
         draft.condition(HEALTHY, "True", "Answering", f"provider {provider} answers")
-
-
-def _outage(draft: Draft) -> str:
-    """Return why there is no new evidence, and since when; empty while the provider answers, or was not heard yet."""
-    evidence = draft.case.observation.evidence
-    if evidence is None:
-        return went_away(draft, "", None) if seen_outage(draft) is not None else ""
-    return went_away(draft, evidence.error, evidence.error_since) if evidence.error else ""
 
 
 def _failed(draft: Draft, judgement: Judgement) -> Decision | None:
@@ -158,7 +150,7 @@ def _drifted(draft: Draft) -> Decision | None:
     if drift.rollback_under_way(draft, off):
         return _asking_why(draft) or rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     below = all(route.weight_of(record.version) < record.weight for route in off)
-    short = short_of_endpoints(draft, _phase(draft)) if below else None
+    short = short_of_endpoints(draft, draft.case.step_phase) if below else None
     if short is not None:
         return overdue(draft, short.status.message) or short
     rising = any(route.weight_of(record.version) < record.weight for route in off)
@@ -169,7 +161,7 @@ def _drifted(draft: Draft) -> Decision | None:
         message = f"bringing {names}, now on the list, to {record.weight} %"
         return set_weights(draft, record.weight, Phase.PROGRESSING, "RouteListed", message)
     waiting = f"weights are not {record.weight} % on {', '.join(route.name for route in off)}"
-    return _expired(draft, waiting) or drift.answer(draft, intent, off, wake_at=next_look(draft))
+    return expired(draft, waiting) or drift.answer(draft, intent, off, wake_at=next_look(draft))
 
 
 def _asking_why(draft: Draft) -> Decision | None:
@@ -200,13 +192,13 @@ def _without_subset(draft: Draft) -> Decision | None:
         wake = case.settings.retry
         if phase is Phase.BLOCKED:
             draft.rollout(subset_seen_at=None)
-        return overdue(draft, message) or draft.move(phase or _phase(draft), reason, message, wake_in=wake)
-    restored = restore_lost(draft, (draft.status.stable_version or "", record.version), _phase(draft))
+        return overdue(draft, message) or draft.move(phase or draft.case.step_phase, reason, message, wake_in=wake)
+    restored = restore_lost(draft, (draft.status.stable_version or "", record.version), draft.case.step_phase)
     if restored is None:
         if record.subset_seen_at is None:
             draft.rollout(subset_seen_at=case.now)
         return None
-    return _expired(draft, restored.status.message) or restored
+    return expired(draft, restored.status.message) or restored
 
 
 def _promoted_by_command(draft: Draft) -> Decision | None:
@@ -215,74 +207,10 @@ def _promoted_by_command(draft: Draft) -> Decision | None:
         return None
     if record.weight == 100:
         return _promote(draft, f"{record.version} was promoted without waiting for its gates")
-    short = short_of_endpoints(draft, _phase(draft))
+    short = short_of_endpoints(draft, draft.case.step_phase)
     if short is not None:
         return overdue(draft, short.status.message) or short
     return raise_to(draft, 100)
-
-
-def _converge(draft: Draft) -> Decision | None:
-    """Find out since when observed traffic agrees with the weight; until then nothing passes."""
-    case, record = draft.case, draft.record
-    if record.in_effect_at is not None or record.applied_at is None:
-        return None
-    evidence = case.observation.evidence
-    required = case.spec.analysis.require_convergence is Convergence.REQUIRED
-    bound = _look_until(draft, record.applied_at)
-    found = _found(draft, record.applied_at, None if required else bound)
-    late = evidence is not None and evidence.until >= bound
-    if found.state is State.SHARE_CONTRADICTS and (late or found.since is not None):
-        looked = format_duration(bound - grid_start(record.applied_at, case.settings.propagation))
-        draft.note_once(found.state, f"{found.message}; looking for {looked} did not change that", warning=True)
-    if found.since is not None:
-        draft.rollout(in_effect_at=found.since, convergence=found.state.value)
-        draft.condition("TrafficConverged", _STATUS[found.state], found.state, found.message)
-        return None
-    return _wait_for_traffic(draft, found, late=late)
-
-
-def _look_until(draft: Draft, applied_at: datetime) -> datetime:
-    """Return up to when traffic may disagree with the weight before that is called a finding."""
-    case = draft.case
-    bound = max(case.settings.convergence_bound, 3 * case.spec.analysis.interval)
-    return grid_start(applied_at, case.settings.propagation) + bound
-
-
-def _found(draft: Draft, applied_at: datetime, bound: datetime | None) -> Finding:
-    evidence = draft.case.observation.evidence
-    blocks = evidence.blocks if evidence is not None else ()
-    start = grid_start(applied_at, draft.case.settings.propagation)
-    record = draft.record
-    previous = record.finished[-1].weight if record.finished else 0
-    return convergence.look(blocks, record.weight, start=start, bound=bound, previous=previous)
-
-
-def _wait_for_traffic(draft: Draft, found: Finding, *, late: bool) -> Decision:
-    """Return the wait for traffic that agrees with the weight: for a while, or for as long as it is required."""
-    weight = draft.record.weight
-    status, reason = (_STATUS[found.state], found.state.value) if late else ("Unknown", "Converging")
-    message = f"waiting for traffic to show {weight} %: {found.message}"
-    if late:
-        message = f"{draft.record.version} at {weight} %: {found.message}; analysis.requireConvergence is Required"
-    draft.condition("TrafficConverged", status, reason, found.message)
-    if outage := _outage(draft):
-        reason, message = AWAY, f"{message}; {outage}"
-    return overdue(draft, message) or draft.move(_phase(draft), reason, message, wake_at=next_look(draft))
-
-
-_STATUS = {State.CONVERGED: "True", State.TOO_LITTLE_TRAFFIC: "Unknown", State.SHARE_CONTRADICTS: "False"}
-
-
-def _show_convergence(draft: Draft) -> None:
-    """Keep showing what was found when the weight came into effect, with the numbers of then."""
-    record = draft.record
-    if record.convergence not in _STATUS or record.applied_at is None:
-        return
-    state = State(record.convergence)
-    shown = next((c for c in draft.case.seen.conditions if (c.type, c.reason) == ("TrafficConverged", state)), None)
-    found = _found(draft, record.applied_at, _look_until(draft, record.applied_at)) if shown is None else None
-    message = shown.message if shown is not None else found.message if found and found.state is state else ""
-    draft.condition("TrafficConverged", _STATUS[state], state, message)
 
 
 def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
@@ -290,7 +218,7 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
     case, record = draft.case, draft.record
     if record.in_effect_at is None:
         return draft.move(
-            _phase(draft), "Converging", "waiting for the weight to be confirmed", wake_in=case.settings.retry
+            draft.case.step_phase, "Converging", "waiting for the weight to be confirmed", wake_in=case.settings.retry
         )
     undisturbed_since = max(record.in_effect_at, record.subset_seen_at or record.in_effect_at)
     held_until = undisturbed_since + steps.hold_of(case.spec, record.weight)
@@ -300,23 +228,30 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
     behind = is_behind(analysis, judged, case.now, case.settings.lag_of(analysis.provider))
     if judgement.verdict is Verdict.PASS and judged >= held_until and not behind:
         return None
-    outage = _outage(draft)
+    outage = without_evidence(draft)
     waiting = f"{record.version} at {record.weight} %: {outage or judgement.message}"
     if outage:
-        return overdue(draft, waiting) or draft.move(_phase(draft), AWAY, waiting, wake_at=next_look(draft))
+        return overdue(draft, waiting) or draft.move(draft.case.step_phase, AWAY, waiting, wake_at=next_look(draft))
     if judgement.verdict is Verdict.PASS and behind:
         waiting = f"{waiting}; that was at {judged:%H:%M:%S} UTC, waiting for newer evidence"
-        return overdue(draft, waiting) or draft.move(_phase(draft), "CatchingUp", waiting, wake_at=next_look(draft))
+        return overdue(draft, waiting) or draft.move(
+            draft.case.step_phase, "CatchingUp", waiting, wake_at=next_look(draft)
+        )
     if judgement.verdict is Verdict.PASS:
         return overdue(draft, waiting) or draft.move(
-            _phase(draft), "Holding", f"{waiting}; held until {held_until:%H:%M:%S} UTC", wake_at=next_look(draft)
+            draft.case.step_phase,
+            "Holding",
+            f"{waiting}; held until {held_until:%H:%M:%S} UTC",
+            wake_at=next_look(draft),
         )
     if slow := _too_slow(draft, judgement, seen - record.in_effect_at):
         waiting = f"{waiting}; {slow}"
         draft.note_once("TooLittleTraffic", waiting, warning=True)
         wait = next_look(draft)
-        return overdue(draft, waiting) or draft.move(_phase(draft), "TooLittleTraffic", waiting, wake_at=wait)
-    return overdue(draft, waiting) or draft.move(_phase(draft), judgement.reason, waiting, wake_at=next_look(draft))
+        return overdue(draft, waiting) or draft.move(draft.case.step_phase, "TooLittleTraffic", waiting, wake_at=wait)
+    return overdue(draft, waiting) or draft.move(
+        draft.case.step_phase, judgement.reason, waiting, wake_at=next_look(draft)
+    )
 
 
 def _too_slow(draft: Draft, judgement: Judgement, over: timedelta) -> str:
@@ -325,42 +260,6 @@ def _too_slow(draft: Draft, judgement: Judgement, over: timedelta) -> str:
     if due is None or not judgement.needed:
         return ""
     return Pace(judgement.canary.requests, over).too_slow(judgement.needed, due - draft.case.now)
-
-
-def overdue(draft: Draft, waiting: str) -> Decision | None:
-    """Return what the deadline policy says of a wait in which there is nothing to do, if the deadline has passed."""
-    missed = _missed(draft, waiting)
-    if not missed:
-        return None
-    wake_at = next_look(draft)
-    return _expired(draft, waiting) or draft.move(
-        Phase.PROGRESSING, "DeadlineExceeded", f"{missed}; onDeadline is Hold", wake_at=wake_at, stalled=True
-    )
-
-
-def _expired(draft: Draft, waiting: str) -> Decision | None:
-    """Return the rollback that the deadline policy asks for, if the deadline has passed.
-
-    With ``Hold`` there is none, and what is to be done about the weight that is held goes on being done.
-    """
-    missed = _missed(draft, waiting)
-    if not missed:
-        return None
-    if draft.case.spec.on_deadline is OnDeadline.ROLLBACK:
-        return rollback.begin(draft, "DeadlineExceeded", missed)
-    draft.note_once("DeadlineExceeded", f"{missed}; onDeadline is Hold", warning=True)
-    return None
-
-
-def _missed(draft: Draft, waiting: str) -> str:
-    """Say that the deadline has passed; empty while it has not. It stands still while the rollout is paused."""
-    case, record = draft.case, draft.record
-    if case.spec.paused and record.awaiting_since is None:
-        draft.rollout(awaiting_since=case.now)
-    due = steps.deadline(case.spec, draft.record)
-    if due is None or case.now < due:
-        return ""
-    return f"{record.version} did not pass at {record.weight} % before {due:%H:%M:%S} UTC: {waiting}"
 
 
 def _passed(draft: Draft, judgement: Judgement) -> Decision:
@@ -374,7 +273,7 @@ def _passed(draft: Draft, judgement: Judgement) -> Decision:
         )
     if case.spec.paused and record.weight < 100:
         return _await(draft, "Paused", f"{record.version} passed at {record.weight} %; spec.paused is true")
-    held = hold_raise(draft, _phase(draft))
+    held = hold_raise(draft, draft.case.step_phase)
     if held is not None:
         return overdue(draft, held.status.message) or held
     if not case.identity.finalizer:
@@ -419,7 +318,3 @@ def _promote(draft: Draft, message: str) -> Decision:
     draft.rollout(drained_since=None, cleaned_at=None)
     draft.note("Promoted", f"{message}: {record.version} is stable now, it was {former}")
     return draft.move(Phase.PROMOTING, "Promoted", message, again=True)
-
-
-def _phase(draft: Draft) -> Phase:
-    return Phase.PAUSED if draft.case.spec.paused else Phase.PROGRESSING
