@@ -77,6 +77,8 @@ class TestReading:
         later = Condition(type="AnalysisHealthy", status="False", reason="x", last_transition_time=START + SECOND)
         before = status().model_copy(update={"conditions": (later,)})
         assert as_of(before, spec(), START, SETTINGS).conditions[0].last_transition_time == START
+        current = before.model_copy(update={"conditions": (later.model_copy(update={"last_transition_time": START}),)})
+        assert as_of(current, spec(), START, SETTINGS) is current
         ended = status(ended_at=START).model_copy(update={"conditions": (later,)})
         assert as_of(ended, spec(), START, SETTINGS) is ended, "a rollout at rest is not written for that"
 
@@ -99,6 +101,9 @@ class TestForward:
     def test_evidence_keeps_its_times(self) -> None:
         record = read(status(applied_at=START - 2 * SECOND, in_effect_at=START - SECOND, last_passed_at=START))
         assert moved_along(record, TEN_MINUTES, START).keys() == {"awaited_seconds"}
+
+    def test_some_seconds_are_worth_a_write(self) -> None:
+        assert moved_along(read(status()), 5 * SECOND, START) == {"awaited_seconds": 5}
 
     @pytest.mark.parametrize("step", [timedelta(), 4 * SECOND, -TEN_MINUTES])
     def test_a_small_step_or_one_back_moves_nothing(self, step: timedelta) -> None:
