@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from canaryrollout.adapters.istio_shape import covers, destination_rule_flaw, virtual_service_flaw
@@ -166,7 +167,10 @@ def _read_routes(document: Document, routes: Sequence[str], host: str, domain: s
     for key in keys:
         flaw = _which(http, routes, key, subject)
         index = find_route(http, key)
-        if flaw is not None or index is None:
+        if isinstance(flaw, Refused):
+            meant = [route for route in http if not key or route.get("name") == key]
+            states[key] = replace(flaw, destinations=_of_all(meant, document, host, domain))
+        elif flaw is not None or index is None:
             states[key] = flaw or Missing("RouteNotFound", f"{subject}: no http route is named {key!r}")
         else:
             states[key] = _read_route(http[index], document, host, domain, f"{subject}: {_place(http[index], index)}")
@@ -207,6 +211,19 @@ def _which(http: Sequence[Document], routes: Sequence[str], key: str, subject: s
 
 def _place(route: Document, index: int) -> str:
     return f"route {route['name']!r}" if route.get("name") else f"spec.http[{index}]"
+
+
+def _of_all(routes: Sequence[Document], document: Document, host: str, domain: str) -> tuple[Destination, ...]:
+    """Return the destinations of the host on routes of which it is not clear which one is meant."""
+    namespace = document["metadata"]["namespace"]
+    found: list[Destination] = []
+    for route in routes:
+        entries: Sequence[Document] = route.get("route") or ()
+        shares = percentages([entry.get("weight") for entry in entries]) or ()
+        for entry, share in zip(entries, shares, strict=False):
+            if names_host(entry.get("destination") or {}, host, namespace, domain):
+                found.append(Destination(_subset_of(entry) or None, share, entry.get("weight")))
+    return tuple(found)
 
 
 def _read_route(route: Document, document: Document, host: str, domain: str, subject: str) -> RouteState:

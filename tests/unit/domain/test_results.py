@@ -47,7 +47,7 @@ def test_all_gates_pass_once_the_one_that_lacks_most_has_its_requests() -> None:
 
 
 def test_of_no_requests_none_were_bad() -> None:
-    assert (Sample(0, 0).rate, Sample(1, 4).rate) == (0, Fraction(1, 4))
+    assert (Sample(0, 0).rate, Sample(1, 4).rate) == (Fraction(0), Fraction(1, 4))
 
 
 def test_a_limit_is_spelled_as_exactly_as_it_was_written() -> None:

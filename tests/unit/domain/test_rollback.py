@@ -172,3 +172,31 @@ def test_a_canary_that_cannot_be_taken_anywhere_is_named() -> None:
     world.run(10)
     assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableUnknown", 100)
     assert "no subset of v1 is known to take it back to" in world.state.message
+
+
+ELSEWHERE = {"match": [{"uri": {"prefix": "/ratings"}}], "route": [{"destination": {"host": "ratings"}}]}
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_a_route_that_is_listed_by_name_no_more_is_taken_back_all_the_same(deleting: bool) -> None:
+    listed = {"virtualServices": [{"name": "reviews", "routes": ["primary"]}], "destinationRule": {"name": "reviews"}}
+    routes = virtual_service("reviews", {"name": "primary", "route": [destination("v1")]}, ELSEWHERE)
+    world = at(30, rollout=spec(istio=listed), services={"reviews": routes})
+    world.apply(istio=listed | {"virtualServices": [{"name": "reviews"}]})
+    world.run(10)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "AmbiguousRoutes")
+    world.command, world.deleting = "" if deleting else "abort/v2/1", deleting
+    world.run(60)
+    assert world.services["reviews"]["spec"] == world.originals[0]["reviews"]["spec"]
+
+
+def test_it_is_not_called_done_while_nobody_can_tell_which_route_is_meant() -> None:
+    world = at(30)
+    world.edit("reviews", lambda mesh: mesh["http"].insert(0, ELSEWHERE))
+    world.command = "abort/v2/1"
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "AmbiguousRoutes")
+    assert "v2 should be taken to 0 (a person gave the abort command), but still has traffic" in world.state.message
+    world.edit("reviews", lambda mesh: mesh["http"].pop(0))
+    assert world.run(60).phase is Phase.ROLLED_BACK
+    assert world.share("v2") == 0
