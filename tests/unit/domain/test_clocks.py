@@ -56,9 +56,13 @@ class TestReading:
     def test_a_target_from_the_future_was_set_now(self) -> None:
         found = read(status(target=Target(weight=30, set_at=START + SECOND, generations={"reviews": 1})))
         assert found.target == Target(weight=30, set_at=START, generations={"reviews": 1})
+        current = status(target=found.target)
+        assert as_of(current, spec(), START, SETTINGS) is current
 
     def test_nobody_was_awaited_for_longer_than_the_step_has_lasted(self) -> None:
         assert read(status(awaited_seconds=500)).awaited_seconds == 500
+        whole = status(awaited_seconds=600)
+        assert as_of(whole, spec(), START, SETTINGS) is whole
         assert read(status(awaited_seconds=700)).awaited_seconds == 600
         assert read(status(awaited_seconds=700, last_passed_at=START + SECOND)).awaited_seconds == 0
 

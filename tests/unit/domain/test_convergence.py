@@ -215,3 +215,9 @@ class TestLook:
         whole = look(seen, weight, start=START, bound=BOUND)
         looks = [look(seen[:k], weight, start=START, bound=BOUND) for k in range(len(seen) + 1)]
         assert next((found for found in looks if found.since is not None), looks[-1]) == whole
+
+
+def test_a_small_change_that_proxies_take_over_late_is_told_by_as_many_requests_as_that_takes() -> None:
+    found = look(blocks(*[(100, 900)] * 20, *[(120, 880)] * 10), 12, start=START, bound=None, previous=10)
+    assert (found.state, found.message) == (State.CONVERGED, "canary had 820 of 7000 requests (11.7 %) at weight 12")
+    assert found.since == START + timedelta(seconds=190)

@@ -362,3 +362,14 @@ def test_a_number_is_shown_on_its_side_of_the_limit(value: Fraction, bound: Frac
     if abs(value - bound) > Fraction(1, 10**8):
         assert (shown > bound) == (value > bound)
     assert abs(shown - value) <= max(abs(value) / 1000, Fraction(1, 10**9))
+
+
+@pytest.mark.parametrize("limit", [{"min": "1"}, {"max": "5"}])
+def test_one_limit_is_enough(limit: dict[str, str]) -> None:
+    assert judged(limit, 3).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "2"])
+def test_without_a_baseline_no_value_is_within_a_multiple_of_it(value: str) -> None:
+    result = judged(RELATIVE, (value, nothing("NoData")))
+    assert (result.verdict, result.reason) == (Verdict.INCONCLUSIVE, "NoBaseline")

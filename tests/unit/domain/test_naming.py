@@ -96,3 +96,7 @@ def test_a_marked_name_is_the_same_in_every_release() -> None:
     """A subset that an earlier release added is found again under its name."""
     assert subset_name("1.4.2", ()) == "1-4-2-8ec5a1"
     assert subset_name("1.4.2", {"1-4-2-8ec5a1"}) == "1-4-2-342205"
+
+
+def test_no_host_is_no_host() -> None:
+    assert (fqdn("", "shop"), fqdn(".", "shop")) == ("", "")

@@ -154,3 +154,8 @@ def test_stable_is_shown_where_it_is_compared_with_or_had_requests(
 ) -> None:
     (gate,) = gates({"canary": counts(100), "stable": stable}, analysis=analysis)
     assert gate.undecided("LowSample", "").stable == shown
+
+
+def test_the_usual_is_counted_to_the_microsecond() -> None:
+    usual = Baseline(seconds=1, unreached=1_000_000)
+    assert beyond(1_000_001, timedelta(seconds=1, microseconds=1), usual) == 0

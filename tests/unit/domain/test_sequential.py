@@ -376,6 +376,7 @@ class TestCarriedEvidence:
             "nan 0.3 0.1 0.1",
             "inf 0.3 0.1 0.1",
             "-1 0.9 0.9 0.2",
+            "1.5 0.9 0.9 0.2",
         ],
     )
     def test_weights_that_cannot_be(self, weights: str) -> None:
