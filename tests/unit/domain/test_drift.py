@@ -6,7 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 from canaryrollout.api.status import Contest, Phase
-from tests.world import World, destination, spec
+from tests.unit.domain.watchedworld import set_to
+from tests.world import World, destination, destination_rule, spec
 
 INTERVAL = timedelta(seconds=10)
 
@@ -31,10 +32,10 @@ def contest(world: World) -> Contest:
     return found
 
 
-def answered(world: World, weight: int) -> timedelta:
+def answered(world: World, weight: int, *, of: str = "v2", stable: int | None = None) -> timedelta:
     """Return how long it takes until the weights are as recorded."""
     since = world.now
-    world.run(600, until=lambda w: w.share("v2") == weight)
+    world.run(600, until=lambda w: w.share(of) == weight and stable in (None, w.share("v1")))
     return world.now - since
 
 
@@ -149,3 +150,66 @@ def test_who_gave_way_waits_for_a_person_without_a_deadline_and_writes_nothing_m
     before = world.writes.count("status")
     world.run(3600)
     assert (world.reason, world.writes.count("status")) == ("WeightContested", before)
+
+
+def test_weights_that_leave_the_canarys_share_are_respected_as_long_as_others() -> None:
+    world = at(30, rollout=spec(hold="5m"), rule=destination_rule("v1", "v9"))
+    world.edit("reviews", set_to(("v9", 70), ("v2", 30)))
+    world.step()
+    assert INTERVAL <= answered(world, 30, of="v2", stable=70) < INTERVAL + timedelta(seconds=2)
+
+
+def test_a_stable_version_under_another_label_is_no_rollback_that_was_under_way() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    assert world.rule is not None
+    world.rule["spec"]["subsets"][0]["labels"] = {"version": "v9"}
+    world.run(5)
+    assert "RollbackResumed" not in world.events
+    assert world.phase is not Phase.ROLLING_BACK
+
+
+def test_plain_traffic_at_rest_is_respected_like_any_other_change() -> None:
+    world = World(rollout=spec(version="v1")).run()
+    world.edit("reviews", set_to(("v1", 60), (None, 40)))
+    world.step()
+    assert INTERVAL <= answered(world, 100, of="v1") < INTERVAL + timedelta(seconds=2)
+
+
+def test_traffic_is_moved_from_a_dead_version_to_one_that_answers() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 5)
+    world.ready = {"v2": 2}
+    assert answered(world, 30) < INTERVAL + timedelta(seconds=2)
+
+
+def test_an_answer_that_is_given_again_is_told_once() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 0)
+    world.refusing = frozenset({"reviews"})
+    world.run(60)
+    assert world.events.count("WeightReasserted") == 1
+
+
+def test_who_gives_way_leaves_traffic_where_it_is_answered() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(3):
+        edit(world, 5)
+        answered(world, 30)
+    world.ready = {"v2": 2}
+    edit(world, 5)
+    world.run(600)
+    assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "WeightContested", 5)
+
+
+def test_who_gave_way_at_rest_goes_on_at_the_word_of_a_person_for_the_version_that_is_wanted() -> None:
+    world = World(rollout=spec(version="v1")).run()
+    for _ in range(4):
+        world.edit("reviews", set_to(("v1", 60), (None, 40)))
+        world.run(100)
+    assert world.reason == "WeightContested"
+    world.command = "retry/v9/1"
+    world.run(30)
+    assert (world.reason, world.share("v1")) == ("WeightContested", 60)
+    world.command = "retry/v1/2"
+    world.run(30)
+    assert (world.phase, world.share("v1")) == (Phase.STABLE, 100)

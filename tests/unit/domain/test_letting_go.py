@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, Phase
-from canaryrollout.domain.decision import Decision, SetFinalizer
+from canaryrollout.domain.decision import Decision, Order, SetFinalizer
 from canaryrollout.domain.draft import Draft, situation
 from canaryrollout.domain.letting_go import bounded, decide_unread
 from canaryrollout.domain.observation import Identity, Observation
@@ -160,6 +160,13 @@ class TestDue:
         decision = self.decided(given=Decision(CanaryRolloutStatus(stable_version="v1"), wake_at=wake_at))
         assert decision.wake_at == START + timedelta(seconds=looked)
 
+    @pytest.mark.parametrize(
+        ("seen", "order"),
+        [({}, Order.STATUS_FIRST), ({"unstored": CanaryRolloutStatus()}, Order.MESH_FIRST)],
+    )
+    def test_what_stays_is_on_record_first_unless_it_may_never_be(self, seen: dict[str, Any], order: Order) -> None:
+        assert self.decided(release_at=START, **seen).order is order
+
     def test_it_goes_at_that_moment(self) -> None:
         assert self.decided(release_at=START).actions == (SetFinalizer(False),)
         assert not self.decided(release_at=START + timedelta(milliseconds=1)).actions
@@ -168,3 +175,9 @@ class TestDue:
 def test_both_what_waits_and_what_was_left_are_warnings() -> None:
     for decision in (unread(60, deleting=False), unread(9), unread(10)):
         assert [event.warning for event in decision.events] == [True]
+
+
+def test_a_deletion_without_a_time_is_one_of_now() -> None:
+    identity = Identity(NAMESPACE, "reviews", "uid-1", 3, START, deleting=True, finalizer=True)
+    decision = decide_unread(spec(), identity, PROBLEMS, START, SETTINGS)
+    assert (decision.actions, decision.wake_at) == ((), START + SETTINGS.release)

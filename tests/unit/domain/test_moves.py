@@ -89,3 +89,5 @@ def test_what_only_prepares_is_followed_at_once_and_looked_at_again_should_it_fa
     acting = [decision for decision in preparing if decision.actions]
     assert acting
     assert [decision.status.message for decision in acting if decision.wake_at is None] == []
+    ahead = zip(world.decisions, world.times, strict=True)
+    assert [d.status.message for d, now in ahead if d.wake_at is not None and d.wake_at <= now] == []

@@ -88,8 +88,9 @@ def test_another_cluster_domain() -> None:
     assert service_of("reviews.shop.svc.k8s.example") is None
 
 
-def test_a_wildcard_is_no_service() -> None:
-    assert service_of("*.shop.svc.cluster.local") is None
+@pytest.mark.parametrize("name", ["*.shop", "reviews", "a.reviews.shop", "Reviews.shop", ".shop"])
+def test_a_service_has_a_name_and_a_namespace(name: str) -> None:
+    assert service_of(f"{name}.svc.cluster.local") is None
 
 
 def test_a_marked_name_is_the_same_in_every_release() -> None:

@@ -20,7 +20,7 @@ from canaryrollout.domain.decision import Needs
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.settings import DomainSettings
-from tests.world import NAMESPACE, SETTINGS, START, spec
+from tests.world import HOST, NAMESPACE, SETTINGS, START, spec
 
 OURS = Change(kind=ChangeKind.SUBSET, object="reviews", subset="v2", version="v2")
 THEIRS = Change(kind=ChangeKind.WEIGHT, object="reviews", subset="v1", original=100)
@@ -69,6 +69,7 @@ class TestBeforeTraffic:
     def test_the_provider_is_asked_what_it_can_tell(self) -> None:
         found = asked()
         assert found.preflight is not None
+        assert (found.preflight.host, found.preflight.stable, found.preflight.since) == (HOST, "v1", START)
         assert found.baseline is not None
         assert (found.baseline.start, found.baseline.until) == (START - SETTINGS.baseline_window, START)
 

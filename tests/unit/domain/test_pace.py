@@ -68,3 +68,7 @@ def test_after_the_deadline_no_time_is_left() -> None:
 
 def test_beyond_a_month_it_is_not_said_how_long_it_would_take() -> None:
     assert "sees 0.1/min, would take 720h; deadline" in Pace(1, 10 * MINUTE).too_slow(1_000_000, MINUTE)
+
+
+def test_of_minutes_seconds_are_left_out() -> None:
+    assert Pace(4, MINUTE).too_slow(1000, timedelta(seconds=150)).endswith("; deadline in 2m")

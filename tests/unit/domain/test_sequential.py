@@ -385,6 +385,11 @@ class TestCarriedEvidence:
     def test_weights_that_are_missing(self) -> None:
         self.assert_begins_anew({"errorRate max 1%": "2"})
 
+    def test_evidence_for_the_canary_is_gone_on_from_too(self) -> None:
+        texts = {"errorRate max 1%": "0.5", "errorRate max 1% dispersion": "0.25 0.25 0.25 0.25"}
+        judged = verdict(ERRORS, evidence(), finished=(step(texts),))
+        assert log_evidence(judged, "max 1%") == pytest.approx(log(0.5))
+
     def assert_begins_anew(self, texts: dict[str, str]) -> None:
         finished = (step(texts),)
         for found in (evidence(), evidence(of((1, 200, 5, 900))), evidence(*[of((6, 125, 3, 560))] * 4)):
@@ -514,3 +519,8 @@ def test_blocks_before_the_weight_was_in_effect_are_not_weighed() -> None:
     since: datetime = found.blocks[1].start
     assert verdict(FULL, found, since=since).verdict is Verdict.PASS
     assert verdict(FULL, found).verdict is Verdict.FAIL
+
+
+def test_a_limit_of_zero_is_kept_as_surely_as_can_be_by_a_canary_without_failures() -> None:
+    judged = verdict({"errorRate": {"max": "0%"}, **STRICT}, one(counts(1000)))
+    assert (judged.verdict, judged.reason) == (Verdict.PASS, "WithinLimits")

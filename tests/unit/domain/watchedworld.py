@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import RolloutRecord
 from canaryrollout.domain.decision import Decision, Event
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest
 from canaryrollout.domain.observation import Mesh, Unreadable
-from tests.world import World
+from tests.world import World, destination, spec, virtual_service
 
 
 @dataclass
@@ -19,12 +21,16 @@ class WatchedWorld(World):
 
     Attributes:
         decisions: Every decision that was carried out, oldest first.
+        times: When each of them was made.
+        unmeasured: Whether the provider has no answer yet on what reached nobody before the rollout.
         unread: Names of VirtualServices that cannot be read.
         rule_unread: Whether the DestinationRule cannot be read.
         excuse: Words for why something cannot be read.
     """
 
     decisions: list[Decision] = field(default_factory=list)
+    times: list[datetime] = field(default_factory=list)
+    unmeasured: bool = False
     unread: frozenset[str] = frozenset()
     rule_unread: bool = False
     excuse: Callable[[], str] = lambda: "timeout"
@@ -45,6 +51,7 @@ class WatchedWorld(World):
         """Make one pass, and keep what was decided."""
         decision = super().step()
         self.decisions.append(decision)
+        self.times.append(self.now)
         return decision
 
     def refused_raise(self) -> WatchedWorld:
@@ -53,6 +60,10 @@ class WatchedWorld(World):
         self.run(until=lambda _: any(key.startswith("SetWeights/") for key in self.failures))
         self.refusing = frozenset()
         return self
+
+    def _evidence(self, request: EvidenceRequest | None) -> Evidence | None:
+        before = request is not None and request.until is not None and not request.weight
+        return None if self.unmeasured and before else super()._evidence(request)
 
     def _mesh(self, *, references: bool, scope: CanaryRolloutSpec | None = None) -> Mesh:
         mesh = super()._mesh(references=references, scope=scope)
@@ -69,3 +80,18 @@ def at(weight: int, **fields: Any) -> WatchedWorld:
     world = WatchedWorld(**fields)
     world.run(until=lambda w: w.share("v2") == weight and w.state.weight == weight)
     return world
+
+
+def on_two(weight: int, **fields: Any) -> WatchedWorld:
+    """Return such a world with two VirtualServices, ``reviews`` and ``gateway``; the route of each is its only one."""
+    istio = {
+        "virtualServices": [{"name": "reviews"}, {"name": "gateway"}],
+        "destinationRule": {"name": "reviews"},
+    }
+    services = {name: virtual_service(name, {"route": [destination("v1", 100)]}) for name in ("reviews", "gateway")}
+    return at(weight, rollout=spec(istio=istio, **fields.pop("rollout", {})), services=services, **fields)
+
+
+def set_to(*shares: tuple[str | None, int]) -> Callable[[dict[str, Any]], None]:
+    """Return an edit that gives the only route these destinations."""
+    return lambda mesh: mesh["http"][0].update(route=[destination(subset, weight) for subset, weight in shares])
