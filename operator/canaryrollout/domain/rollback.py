@@ -116,7 +116,6 @@ def _withheld(draft: Draft, explanation: str) -> Decision:
 
 def _ended(draft: Draft) -> Decision:
     record, spec, stable = draft.record, draft.case.spec, draft.status.stable_version
-    draft.rollout(weight=0)
     elsewhere = [f"{r.name} is at {r.shares()}" for r in draft.case.traffic.routes if set(r.serving()) - {None, stable}]
     where = (
         f"{record.version} has no traffic, {'; '.join(elsewhere)}" if elsewhere else f"all traffic is on {stable} again"

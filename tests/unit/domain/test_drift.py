@@ -6,8 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 from canaryrollout.api.status import Contest, Phase
-from tests.unit.domain.watchedworld import set_to
-from tests.world import World, destination, destination_rule, spec
+from tests.unit.domain.watchedworld import on_two, set_to
+from tests.world import World, destination, destination_rule, spec, virtual_service
 
 INTERVAL = timedelta(seconds=10)
 
@@ -213,3 +213,111 @@ def test_who_gave_way_at_rest_goes_on_at_the_word_of_a_person_for_the_version_th
     world.command = "retry/v1/2"
     world.run(30)
     assert (world.phase, world.share("v1")) == (Phase.STABLE, 100)
+
+
+def test_a_contest_is_forgotten_after_a_hold_and_the_longest_pause() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 0)
+    answered(world, 30)
+    until = contest(world).not_before + timedelta(minutes=5) + 8 * INTERVAL
+    world.now = until - timedelta(milliseconds=1)
+    world.step()
+    assert world.state.contest is not None
+    world.now = until
+    world.step()
+    assert world.state.contest is None
+
+
+def test_the_mesh_is_looked_at_while_a_change_is_respected() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 0)
+    wake_at = world.step().wake_at
+    assert wake_at is not None
+    assert wake_at - world.now <= timedelta(seconds=5)
+
+
+def test_who_goes_on_after_giving_way_contests_as_anew_once_the_weights_are_right() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(4):
+        edit(world, 5)
+        world.run(90)
+    assert world.reason == "WeightContested"
+    world.command = "retry/v2/1"
+    world.step()
+    assert (contest(world).resumed, contest(world).given_up_generation) == (True, None)
+    assert "Retried" in world.events
+    world.run(5)
+    assert (world.share("v2"), contest(world).resumed, contest(world).count) == (30, False, 1)
+
+
+def test_a_rollback_in_the_middle_of_a_contest_is_finished_by_a_successor() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 5)
+    world.command, world.crash_at, world.crash_after = "abort/v2/1", len(world.writes) + 1, True
+    world.run(1)
+    assert world.writes[-1] == "SetWeights/reviews"
+    world.command, world.status["lastCommand"] = "", {}
+    del world.status["lastCommand"]
+    world.run(3)
+    assert (world.share("v2"), world.phase) == (0, Phase.ROLLING_BACK)
+    assert "RollbackResumed" in world.events
+
+
+def test_a_canary_that_was_lowered_is_not_raised_again_while_it_is_short_of_endpoints() -> None:
+    world = at(30, rollout=spec(hold="5m", readiness={"minReady": 2}))
+    edit(world, 5)
+    world.ready = {"v1": 2, "v2": 1}
+    world.run(120)
+    assert (world.reason, world.share("v2")) == ("CanaryNotReady", 5)
+    world.ready = {"v1": 2, "v2": 2}
+    world.run(30)
+    assert world.share("v2") == 30
+
+
+def test_a_canary_that_was_raised_is_lowered_however_short_of_endpoints_or_subsets_it_is() -> None:
+    world = at(30, rollout=spec(hold="5m", readiness={"minReady": 2}))
+    world.ready = {"v1": 2, "v2": 1}
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [s for s in world.rule["spec"]["subsets"] if s["name"] == "v1"]
+    before = len(world.writes)
+    edit(world, 60)
+    world.step()
+    assert world.share("v2") == 30
+    assert next(write for write in world.writes[before:] if "/" in write) == "SetWeights/reviews"
+
+
+def test_weights_are_not_raised_before_a_lost_subset_is_back_whatever_other_routes_show() -> None:
+    world = on_two(30, rollout={"hold": "5m"})
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.edit("gateway", set_to(("v1", 40), ("v2", 60)))
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [s for s in world.rule["spec"]["subsets"] if s["name"] == "v1"]
+    before = len(world.writes)
+    world.run(20)
+    assert next(write for write in world.writes[before:] if "/" in write) == "AddSubset/reviews"
+    assert world.shares("v2") == [30, 30]
+
+
+def test_a_route_that_is_newly_listed_cuts_no_change_short_that_is_respected() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    world.services["gateway"] = virtual_service("gateway", {"route": [destination("v1", 100)]})
+    edit(world, 5)
+    listed = [{"name": "reviews"}, {"name": "gateway"}]
+    world.apply(istio={"virtualServices": listed, "destinationRule": {"name": "reviews"}})
+    world.run(5)
+    assert world.shares("v2") == [5, 0]
+    world.run(10)
+    assert world.shares("v2") == [30, 30]
+
+
+def test_a_plain_route_that_was_given_a_subset_is_given_it_again_and_one_that_was_not_is_left_alone() -> None:
+    services = {"reviews": virtual_service("reviews", {"route": [destination(None)]})}
+    world = World(services=services, rollout=spec(initialStableVersion="v1"), ready={"v1": 2}).run(30)
+    world.command = "abort/v2/1"
+    world.run(30)
+    assert (world.phase, world.share("v1")) == (Phase.ROLLED_BACK, 100)
+    world.edit("reviews", set_to((None, 100)))
+    world.run(30)
+    assert world.share("v1") == 100
+    world = World(services=services, rollout=spec(version="v1", initialStableVersion="v1")).run()
+    assert [write for write in world.writes if "/" in write] == []

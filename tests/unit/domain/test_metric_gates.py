@@ -115,6 +115,9 @@ class TestBounds:
             ("0.0000123456", "0.00001235"),
             ("1e-12", "1e-12"),
             ("5e-10", "5e-10"),
+            ("1e-9", "0.000000001"),
+            ("1e15", "1e+15"),
+            ("999999999999999", "999999999999999"),
             ("0", "0"),
         ],
     )
@@ -374,3 +377,8 @@ def test_one_limit_is_enough(limit: dict[str, str]) -> None:
 def test_without_a_baseline_no_value_is_within_a_multiple_of_it(value: str) -> None:
     result = judged(RELATIVE, (value, nothing("NoData")))
     assert (result.verdict, result.reason) == (Verdict.INCONCLUSIVE, "NoBaseline")
+
+
+@pytest.mark.parametrize("value", ["0.5", "1"])
+def test_above_a_baseline_of_zero_nothing_passes_a_multiple(value: str) -> None:
+    assert judged(RELATIVE, (value, 0)).reason == "ZeroBaseline"

@@ -58,6 +58,13 @@ def changed() -> WatchedWorld:
     return world
 
 
+def changed_at_rest() -> WatchedWorld:
+    world = WatchedWorld(rollout=spec(version="v1"))
+    world.run()
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 60), destination(None, 40)]))
+    return world
+
+
 def deleted() -> WatchedWorld:
     world = at(30)
     world.deleting = True
@@ -76,7 +83,8 @@ def prepares(decision: Decision) -> bool:
 
 
 @pytest.mark.parametrize(
-    "make", [WatchedWorld, plain, split, early, aborted, broken, reverted, changed, deleted, without_subset]
+    "make",
+    [WatchedWorld, plain, split, early, aborted, broken, reverted, changed, changed_at_rest, deleted, without_subset],
 )
 def test_what_only_prepares_is_followed_at_once_and_looked_at_again_should_it_fail(
     make: Callable[[], WatchedWorld],

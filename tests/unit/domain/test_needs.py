@@ -17,6 +17,7 @@ from canaryrollout.api.status import (
     Target,
 )
 from canaryrollout.domain.decision import Needs
+from canaryrollout.domain.evidence import OwnQuery
 from canaryrollout.domain.needs import needs
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.settings import DomainSettings
@@ -51,6 +52,7 @@ class TestEvidence:
         assert found.evidence is not None
         assert found.opening is not None
         assert (found.evidence.start, found.evidence.until) == (START + SECOND, None)
+        assert (found.evidence.stable, found.evidence.canary, found.evidence.weight) == ("v1", "v2", 10)
         assert (found.opening.start, found.opening.until) == (START - SECOND, START + SECOND)
         assert (found.baseline, found.preflight) == (None, None)
 
@@ -58,6 +60,18 @@ class TestEvidence:
     def test_there_is_none_without_a_weight_that_was_confirmed(self, record: dict[str, Any]) -> None:
         found = asked(**record)
         assert (found.evidence, found.opening) == (None, None)
+
+    def test_queries_of_the_users_own_go_with_it(self) -> None:
+        metrics = [
+            {"name": "a", "query": "q", "max": "5"},
+            {"name": "b", "query": "q", "baselineQuery": "r", "maxIncrease": "5"},
+        ]
+        wanted = spec(analysis={"metrics": metrics})
+        record = RolloutRecord(version="v2", started_at=START, weight=10, applied_at=START)
+        seen = CanaryRolloutStatus(stable_version="v1", rollout=record)
+        found = needs(wanted, seen, Identity(NAMESPACE, "reviews", "uid-1", 1, START), START, SETTINGS).evidence
+        assert found is not None
+        assert found.queries == (OwnQuery("a", "q"), OwnQuery("b", "q", "r"))
 
     def test_there_is_no_opening_where_proxies_are_given_no_time(self) -> None:
         found = asked(settings=DomainSettings(propagation=timedelta()), **WEIGHTED)

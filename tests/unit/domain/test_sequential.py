@@ -390,6 +390,12 @@ class TestCarriedEvidence:
         judged = verdict(ERRORS, evidence(), finished=(step(texts),))
         assert log_evidence(judged, "max 1%") == pytest.approx(log(0.5))
 
+    @pytest.mark.parametrize(("before", "reason"), [("5", "WithinLimits"), ("7", "Suspicious")])
+    def test_it_is_suspicious_from_half_way_to_a_failure_on(self, before: str, reason: str) -> None:
+        texts = {"errorRate max 1%": before, "errorRate max 1% dispersion": "0.25 0.25 0.25 0.25"}
+        judged = verdict(ERRORS, evidence(of((1, 100, 5, 900))), finished=(step(texts),))
+        assert judged.reason == reason
+
     def assert_begins_anew(self, texts: dict[str, str]) -> None:
         finished = (step(texts),)
         for found in (evidence(), evidence(of((1, 200, 5, 900))), evidence(*[of((6, 125, 3, 560))] * 4)):
@@ -524,3 +530,9 @@ def test_blocks_before_the_weight_was_in_effect_are_not_weighed() -> None:
 def test_a_limit_of_zero_is_kept_as_surely_as_can_be_by_a_canary_without_failures() -> None:
     judged = verdict({"errorRate": {"max": "0%"}, **STRICT}, one(counts(1000)))
     assert (judged.verdict, judged.reason) == (Verdict.PASS, "WithinLimits")
+
+
+def test_where_there_is_nothing_to_compare_with_nothing_is_shown() -> None:
+    judged = verdict(FULL, one(counts(1000, 1), counts()), weight=100)
+    assert judged.verdict is Verdict.PASS
+    assert "against" not in judged.message

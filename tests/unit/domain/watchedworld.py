@@ -22,7 +22,8 @@ class WatchedWorld(World):
     Attributes:
         decisions: Every decision that was carried out, oldest first.
         times: When each of them was made.
-        unmeasured: Whether the provider has no answer yet on what reached nobody before the rollout.
+        unmeasured: Whether the provider has no answer yet on what reached nobody before the rollout (``"unasked"``), or
+            one without a block (``"empty"``).
         unread: Names of VirtualServices that cannot be read.
         rule_unread: Whether the DestinationRule cannot be read.
         excuse: Words for why something cannot be read.
@@ -30,7 +31,7 @@ class WatchedWorld(World):
 
     decisions: list[Decision] = field(default_factory=list)
     times: list[datetime] = field(default_factory=list)
-    unmeasured: bool = False
+    unmeasured: str = ""
     unread: frozenset[str] = frozenset()
     rule_unread: bool = False
     excuse: Callable[[], str] = lambda: "timeout"
@@ -62,8 +63,9 @@ class WatchedWorld(World):
         return self
 
     def _evidence(self, request: EvidenceRequest | None) -> Evidence | None:
-        before = request is not None and request.until is not None and not request.weight
-        return None if self.unmeasured and before else super()._evidence(request)
+        if self.unmeasured and request is not None and request.until is not None and not request.weight:
+            return None if self.unmeasured == "unasked" else Evidence(request)
+        return super()._evidence(request)
 
     def _mesh(self, *, references: bool, scope: CanaryRolloutSpec | None = None) -> Mesh:
         mesh = super()._mesh(references=references, scope=scope)
