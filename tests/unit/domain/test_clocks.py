@@ -78,8 +78,9 @@ class TestReading:
             assert found.not_before == START + expected * SECOND
 
     def test_an_answer_to_drift_that_is_due_stays_as_it_is(self) -> None:
-        before = contest(changedAt=START, notBefore=START)
-        assert as_of(before, spec(), START, SETTINGS) is before
+        for seconds in (0, 10):
+            before = contest(changedAt=START, notBefore=START + seconds * SECOND)
+            assert as_of(before, spec(), START, SETTINGS) is before
 
     def test_conditions_are_no_newer_than_now_while_a_change_is_under_way(self) -> None:
         later = Condition(type="AnalysisHealthy", status="False", reason="x", last_transition_time=START + SECOND)

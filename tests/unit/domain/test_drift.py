@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from canaryrollout.api.status import Contest, Phase
 from tests.unit.domain.watchedworld import on_two, set_to
 from tests.world import World, destination, destination_rule, spec, virtual_service
@@ -321,3 +323,12 @@ def test_a_plain_route_that_was_given_a_subset_is_given_it_again_and_one_that_wa
     assert world.share("v1") == 100
     world = World(services=services, rollout=spec(version="v1", initialStableVersion="v1")).run()
     assert [write for write in world.writes if "/" in write] == []
+
+
+@pytest.mark.parametrize(("ready", "reason", "share"), [({}, "Serving", 100), ({"v9": 2}, "StableGone", 60)])
+def test_requests_go_from_a_version_that_answers_to_no_dead_one(ready: dict[str, int], reason: str, share: int) -> None:
+    world = World(rollout=spec(version="v1"), rule=destination_rule("v1", "v9")).run()
+    world.ready = ready
+    world.edit("reviews", set_to(("v1", 60), ("v9", 40)))
+    world.run(15)
+    assert (world.reason, world.share("v1")) == (reason, share)
