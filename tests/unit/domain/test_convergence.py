@@ -221,3 +221,8 @@ def test_a_small_change_that_proxies_take_over_late_is_told_by_as_many_requests_
     found = look(blocks(*[(100, 900)] * 20, *[(120, 880)] * 10), 12, start=START, bound=None, previous=10)
     assert (found.state, found.message) == (State.CONVERGED, "canary had 820 of 7000 requests (11.7 %) at weight 12")
     assert found.since == START + timedelta(seconds=190)
+
+
+def test_the_newest_stretch_is_no_longer_than_it_takes() -> None:
+    found = look(blocks(*[(0, 22)] * 10, (10, 12), (11, 11)), 50, start=START, bound=None)
+    assert (found.state, found.since) == (State.CONVERGED, START + timedelta(seconds=100))

@@ -209,6 +209,7 @@ def test_who_gave_way_at_rest_goes_on_at_the_word_of_a_person_for_the_version_th
         world.edit("reviews", set_to(("v1", 60), (None, 40)))
         world.run(100)
     assert world.reason == "WeightContested"
+    world.run(300)
     world.command = "retry/v9/1"
     world.run(30)
     assert (world.reason, world.share("v1")) == ("WeightContested", 60)
@@ -332,3 +333,58 @@ def test_requests_go_from_a_version_that_answers_to_no_dead_one(ready: dict[str,
     world.edit("reviews", set_to(("v1", 60), ("v9", 40)))
     world.run(15)
     assert (world.reason, world.share("v1")) == (reason, share)
+
+
+def test_after_each_answer_the_next_is_twice_as_far_and_evidence_begins_anew() -> None:
+    world = at(30, rollout=spec(hold="5m")).run(60)
+    for count in (1, 2):
+        edit(world, 0)
+        answered(world, 30)
+        asserted = contest(world).not_before - 2**count * INTERVAL
+        assert timedelta() <= world.now - asserted < timedelta(seconds=2)
+        world.step()
+        record = world.state.rollout
+        assert record is not None
+        assert record.applied_at is not None
+        assert record.applied_at >= asserted
+        assert record.in_effect_at is None
+
+
+def test_a_version_that_was_taken_back_has_no_part_in_what_is_set_again() -> None:
+    world = at(30)
+    world.command = "abort/v2/1"
+    world.run()
+    world.edit("reviews", set_to(("v1", 80), ("v2", 20)))
+    world.run(2)
+    told = [entry.message for entry in world.state.history if entry.reason == "WeightReasserted"]
+    assert told == ["weights set to v1 100 again, 1 of 3 times"]
+
+
+def test_weights_that_are_not_as_intended_are_not_ready() -> None:
+    world = World(rollout=spec(version="v1")).run()
+    assert world.condition("Ready").status == "True"
+    world.edit("reviews", set_to(("v1", 60), (None, 40)))
+    world.step()
+    assert (world.phase, world.condition("Ready").status) == (Phase.STABLE, "False")
+    assert world.condition("Reconciling").status == "True"
+
+
+def test_a_newly_listed_route_that_splits_traffic_is_somebodys_change() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    world.services["gateway"] = virtual_service("gateway", {"route": [destination("v1", 95), destination("v2", 5)]})
+    listed = [{"name": "reviews"}, {"name": "gateway"}]
+    world.apply(istio={"virtualServices": listed, "destinationRule": {"name": "reviews"}})
+    world.run(5)
+    assert world.shares("v2") == [30, 5]
+    world.run(10)
+    assert world.shares("v2") == [30, 30]
+
+
+def test_weights_that_others_put_right_after_the_promotion_end_the_wait_too() -> None:
+    world = World().run(until=lambda w: w.phase is Phase.PROMOTING)
+    world.edit("reviews", set_to(("v1", 40), ("v2", 60)))
+    world.step()
+    assert contest(world).changed_at == world.now
+    world.edit("reviews", set_to(("v1", 0), ("v2", 100)))
+    world.step()
+    assert contest(world).changed_at is None

@@ -65,6 +65,12 @@ def changed_at_rest() -> WatchedWorld:
     return world
 
 
+def shrunk() -> WatchedWorld:
+    world = at(10, ready={"v1": 4, "v2": 2})
+    world.ready = {"v1": 2, "v2": 2}
+    return world
+
+
 def deleted() -> WatchedWorld:
     world = at(30)
     world.deleting = True
@@ -84,13 +90,26 @@ def prepares(decision: Decision) -> bool:
 
 @pytest.mark.parametrize(
     "make",
-    [WatchedWorld, plain, split, early, aborted, broken, reverted, changed, changed_at_rest, deleted, without_subset],
+    [
+        WatchedWorld,
+        plain,
+        split,
+        early,
+        aborted,
+        broken,
+        reverted,
+        changed,
+        changed_at_rest,
+        shrunk,
+        deleted,
+        without_subset,
+    ],
 )
 def test_what_only_prepares_is_followed_at_once_and_looked_at_again_should_it_fail(
     make: Callable[[], WatchedWorld],
 ) -> None:
     world = make()
-    world.run(300)
+    world.run(400)
     preparing = [decision for decision in world.decisions if prepares(decision)]
     assert preparing
     assert [decision.status.message for decision in preparing if not decision.again] == []

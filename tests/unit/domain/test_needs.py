@@ -73,6 +73,14 @@ class TestEvidence:
         assert found is not None
         assert found.queries == (OwnQuery("a", "q"), OwnQuery("b", "q", "r"))
 
+    def test_what_counts_as_a_failure_goes_with_it(self) -> None:
+        wanted = spec(analysis={"errorRate": {"max": "1%", "grpcServerFaults": [14]}})
+        record = RolloutRecord(version="v2", started_at=START, weight=10, applied_at=START)
+        seen = CanaryRolloutStatus(stable_version="v1", rollout=record)
+        found = needs(wanted, seen, Identity(NAMESPACE, "reviews", "uid-1", 1, START), START, SETTINGS).evidence
+        assert found is not None
+        assert found.server_faults == (14,)
+
     def test_there_is_no_opening_where_proxies_are_given_no_time(self) -> None:
         found = asked(settings=DomainSettings(propagation=timedelta()), **WEIGHTED)
         assert found.evidence is not None

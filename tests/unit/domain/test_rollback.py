@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from canaryrollout.api.status import Phase
+from tests.unit.domain.watchedworld import at as watched_at
 from tests.unit.domain.watchedworld import set_to
 from tests.world import World, destination, spec, virtual_service
 
@@ -296,3 +297,12 @@ def test_a_rollback_that_nobody_wrote_down_is_finished_whatever_others_do_meanwh
 def max_share(world: World, name: str) -> int:
     route = world.services[name]["spec"]["http"][0]["route"]
     return max(entry.get("weight", 0) for entry in route if entry["destination"].get("subset") == "v2")
+
+
+def test_a_spec_that_moves_on_during_a_rollback_is_followed_as_soon_as_it_is_done() -> None:
+    world = watched_at(30)
+    world.command = "abort/v2/1"
+    world.step()
+    world.apply(version="v3")
+    world.run(until=lambda w: w.share("v3") == 10)
+    assert Phase.ROLLED_BACK not in {decision.status.phase for decision in world.decisions}

@@ -85,12 +85,19 @@ def at(weight: int, **fields: Any) -> WatchedWorld:
 
 
 def on_two(weight: int, **fields: Any) -> WatchedWorld:
-    """Return such a world with two VirtualServices, ``reviews`` and ``gateway``; the route of each is its only one."""
+    """Return such a world with two VirtualServices, ``reviews`` and ``gateway``, whose only route is meant.
+
+    At weight 0 the canary is awaited.
+    """
     istio = {
         "virtualServices": [{"name": "reviews"}, {"name": "gateway"}],
         "destinationRule": {"name": "reviews"},
     }
     services = {name: virtual_service(name, {"route": [destination("v1", 100)]}) for name in ("reviews", "gateway")}
+    if not weight:
+        world = WatchedWorld(rollout=spec(istio=istio), services=services, ready={"v1": 2})
+        world.run(until=lambda w: w.reason == "WaitingForCanary")
+        return world
     return at(weight, rollout=spec(istio=istio, **fields.pop("rollout", {})), services=services, **fields)
 
 
