@@ -45,6 +45,8 @@ def test_tail_is_the_sum_of_the_binomial_terms(n: int, p: float, data: st.DataOb
         (21, 79, 10, Agreement.AGREES),
         (300, 700, 30, Agreement.AGREES),
         (100, 900, 30, Agreement.CONTRADICTS),
+        (65, 7, 90, Agreement.TOO_FEW),
+        (66, 7, 90, Agreement.AGREES),
         (7, 65, 10, Agreement.TOO_FEW),
         (7, 66, 10, Agreement.AGREES),
         (0, 72, 10, Agreement.TOO_FEW),

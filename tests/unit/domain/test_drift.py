@@ -388,3 +388,81 @@ def test_weights_that_others_put_right_after_the_promotion_end_the_wait_too() ->
     world.edit("reviews", set_to(("v1", 0), ("v2", 100)))
     world.step()
     assert contest(world).changed_at is None
+
+
+def test_an_answer_that_is_not_accepted_is_given_at_every_look() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    edit(world, 0)
+    world.refusing = frozenset({"reviews"})
+    world.run(60, until=lambda w: bool(w.failures))
+    for _ in range(4):
+        world.now += timedelta(seconds=1)
+        assert world.step().actions
+        assert contest(world).changed_at is None
+
+
+def test_a_change_is_respected_although_an_earlier_write_was_not_accepted() -> None:
+    world = at(10, rollout=spec(steps=[{"weight": 10}, {"weight": 30}, {"weight": 100}]))
+    world.refusing = frozenset({"reviews"})
+    world.run(until=lambda w: bool(w.failures))
+    edit(world, 5)
+    world.refusing = frozenset()
+    world.run(5)
+    assert world.share("v2") == 5
+    assert INTERVAL - timedelta(seconds=7) <= answered(world, 10) <= INTERVAL
+
+
+def test_a_route_of_the_destination_rules_name_that_is_newly_listed_is_brought_along() -> None:
+    """Our subset is on record under the same name as the VirtualService."""
+    route = {"route": [destination("v1", 100)]}
+    services = {name: virtual_service(name, dict(route)) for name in ("gateway", "reviews")}
+    rule = {"destinationRule": {"name": "reviews"}}
+    world = World(rollout=spec(hold="5m", istio={"virtualServices": [{"name": "gateway"}]} | rule), services=services)
+    world.run(until=lambda w: w.share("v2") == 30 and w.state.weight == 30)
+    world.apply(istio={"virtualServices": [{"name": "gateway"}, {"name": "reviews"}]} | rule)
+    world.run(3)
+    assert world.shares("v2") == [30, 30]
+    assert "DriftDetected" not in world.events
+
+
+def test_one_route_that_was_raised_is_reason_enough_to_answer_at_once() -> None:
+    world = on_two(30, rollout={"hold": "5m"})
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.edit("gateway", set_to(("v1", 40), ("v2", 60)))
+    world.step()
+    world.step()
+    assert world.shares("v2") == [30, 30]
+
+
+def test_a_contest_at_rest_is_forgotten_too() -> None:
+    world = World(rollout=spec(version="v1")).run()
+    world.edit("reviews", set_to(("v1", 60), (None, 40)))
+    world.run(60)
+    assert (world.share("v1"), contest(world).changed_at) == (100, None)
+    world.run(300)
+    assert world.state.contest is None
+
+
+def test_the_deadline_runs_again_after_a_pause_whoever_changes_weights_meanwhile() -> None:
+    world = at(30, rollout=spec(hold="0s"))
+    world.apply(paused=True)
+    world.run(120)
+    assert world.reason == "Paused"
+    edit(world, 5)
+    world.apply(paused=False)
+    world.step()
+    record = world.state.rollout
+    assert record is not None
+    assert record.awaiting_since is None
+    assert world.state.deadline is not None
+
+
+@pytest.mark.parametrize("weight", [None, 100])
+def test_a_plain_route_is_pinned_again_whatever_its_author_wrote(weight: int | None) -> None:
+    services = {"reviews": virtual_service("reviews", {"route": [destination(None, weight)]})}
+    world = World(services=services, rollout=spec(initialStableVersion="v1"), ready={"v1": 2}).run(30)
+    world.command = "abort/v2/1"
+    world.run(30)
+    world.edit("reviews", set_to((None, 100)))
+    world.run(30)
+    assert world.share("v1") == 100

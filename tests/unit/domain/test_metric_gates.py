@@ -229,6 +229,7 @@ class TestFullWeight:
             "failures is 8 (max 9; stable has no traffic at weight 100, and no step before to compare with)"
         )
         assert self.judged({**RELATIVE, "max": "9"}, (10, "0.01")).reason == "AboveMax"
+        assert self.judged({**RELATIVE, "min": "1"}, (8, "0.01")).verdict is Verdict.PASS
 
     def test_without_anything_to_compare_with_it_does_not_pass(self) -> None:
         result = self.judged(RELATIVE, (8, 100))

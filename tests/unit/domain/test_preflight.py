@@ -127,6 +127,8 @@ class TestSilence:
         world = World(warnings=("store eu-1 is away",)).run(60)
         assert (world.phase, world.reason, world.share("v2")) == (Phase.PREPARING, "PartialData", 0)
         assert "requests before the first step" in world.state.message
+        condition = world.condition("AnalysisHealthy")
+        assert (condition.status, condition.reason, condition.message) == ("False", "PartialData", world.state.message)
         world.warnings = ()
         assert world.run(5).share("v2") == 10
 

@@ -145,3 +145,40 @@ def test_what_was_found_of_traffic_is_shown_again_where_it_was_lost(restarted: b
     found = world.condition("TrafficConverged")
     assert (found.status, found.reason) == ("True", "Converged")
     assert found.message == ("" if restarted else before.message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"paused": True}, "Paused"), ({"steps": [{"weight": 10, "approval": "Required"}, {"weight": 100}]}, "Approval")],
+)
+def test_who_waits_for_a_person_writes_nothing_meanwhile(fields: dict[str, Any], reason: str) -> None:
+    world = at(10)
+    world.apply(**fields)
+    world.run(300)
+    assert world.reason.endswith(reason)
+    before = len(world.writes)
+    world.run(600)
+    assert len(world.writes) == before
+
+
+def test_a_promotion_waits_for_the_endpoints_that_it_needs() -> None:
+    world = at(10, rollout=spec(readiness={"minReady": 2}))
+    world.ready, world.command = {"v1": 2, "v2": 1}, "promote/v2/1"
+    world.run(30)
+    assert (world.reason, world.share("v2"), world.record.target) == ("CanaryNotReady", 10, None)
+    assert "gets no more traffic" not in " ".join(decision.status.message for decision in world.decisions)
+
+
+def test_a_rollback_that_nobody_wrote_down_is_finished_in_a_pause_too() -> None:
+    world = at(10)
+    world.apply(paused=True)
+    world.run(120)
+    assert world.record.awaiting_since is not None
+    world.command, world.crash_at, world.crash_after = "abort/v2/1", len(world.writes) + 1, True
+    world.run(1)
+    assert world.share("v2") == 0
+    world.command, world.restarted = "", True
+    world.run(10)
+    assert world.phase is Phase.ROLLING_BACK
+    world.restarted = False
+    assert world.run(60).phase is Phase.ROLLED_BACK

@@ -211,7 +211,7 @@ def test_which_objects_named_the_host_is_on_record_from_the_first_weight_on() ->
 
 def test_a_raise_under_way_goes_on_with_exactly_as_many_endpoints_as_required() -> None:
     world = watched_at(10, rollout=spec(readiness={"minReady": 2})).refused_raise()
-    world.run(3)
+    world.step()
     assert world.share("v2") == 30
 
 
@@ -285,3 +285,11 @@ def test_a_promotion_ends_the_wait_for_the_end_of_a_pause() -> None:
     world.step()
     assert (world.record.awaiting_since, world.record.target is not None) == (None, True)
     assert world.record.awaited_seconds >= 75
+
+
+def test_traffic_beyond_the_target_of_a_raise_is_taken_to_the_weight_before_at_once() -> None:
+    world = watched_at(10).refused_raise()
+    world.edit("reviews", weights(60))
+    world.step()
+    world.step()
+    assert world.share("v2") == 10

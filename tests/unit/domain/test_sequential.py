@@ -396,6 +396,13 @@ class TestCarriedEvidence:
         judged = verdict(ERRORS, evidence(of((1, 100, 5, 900))), finished=(step(texts),))
         assert judged.reason == reason
 
+    @pytest.mark.parametrize("against", ["max 1%", "maxRelative 150%"])
+    def test_the_limit_that_most_speaks_against_decides_whether_it_is(self, against: str) -> None:
+        texts = {f"errorRate {limit} dispersion": "0.25 0.25 0.25 0.25" for limit in ("max 1%", "maxRelative 150%")}
+        texts |= {"errorRate max 1%": "0.5", "errorRate maxRelative 150%": "0.5", f"errorRate {against}": "20"}
+        judged = verdict(FULL, evidence(of((1, 100, 5, 900))), finished=(step(texts),))
+        assert (judged.verdict, judged.reason) == (Verdict.INCONCLUSIVE, "Suspicious")
+
     def assert_begins_anew(self, texts: dict[str, str]) -> None:
         finished = (step(texts),)
         for found in (evidence(), evidence(of((1, 200, 5, 900))), evidence(*[of((6, 125, 3, 560))] * 4)):
@@ -536,3 +543,12 @@ def test_where_there_is_nothing_to_compare_with_nothing_is_shown() -> None:
     judged = verdict(FULL, one(counts(1000, 1), counts()), weight=100)
     assert judged.verdict is Verdict.PASS
     assert "against" not in judged.message
+
+
+@pytest.mark.parametrize(("bad", "reason"), [(2, "WithinLimits"), (3, "NotYetSure")])
+def test_to_be_sure_of_a_multiple_takes_as_many_failures_as_to_exceed_it(bad: int, reason: str) -> None:
+    assert verdict({**RELATIVE, **STRICT}, one(counts(1000, bad), counts(100_000, 500))).reason == reason
+
+
+def test_stable_is_not_mentioned_where_no_limit_compares_with_it() -> None:
+    assert "against" not in verdict(ERRORS, one(counts(1000, 1))).message
