@@ -466,3 +466,37 @@ def test_a_plain_route_is_pinned_again_whatever_its_author_wrote(weight: int | N
     world.edit("reviews", set_to((None, 100)))
     world.run(30)
     assert world.share("v1") == 100
+
+
+def test_only_who_goes_on_after_giving_way_is_called_so() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(2):
+        edit(world, 0)
+        assert not contest(world).resumed
+        answered(world, 30)
+
+
+def test_a_dead_version_that_gains_nothing_keeps_no_traffic_from_the_canary() -> None:
+    world = at(30, rollout=spec(hold="5m"), rule=destination_rule("v1", "v9"))
+    world.edit("reviews", set_to(("v1", 70), ("v9", 30), ("v2", 0)))
+    world.ready = {"v2": 2}
+    world.step()
+    assert answered(world, 30) < INTERVAL + timedelta(seconds=2)
+
+
+def test_a_dead_version_that_gains_on_one_route_keeps_the_others_as_they_are_too() -> None:
+    world = on_two(30, rollout={"hold": "5m"}, rule=destination_rule("v1", "v9"))
+    world.edit("reviews", set_to(("v1", 60), ("v9", 40), ("v2", 0)))
+    world.edit("gateway", set_to(("v1", 80), ("v2", 20)))
+    world.ready = {"v2": 2, "v9": 2}
+    world.run(30)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "StableGone")
+    assert world.shares("v1") == [60, 80]
+
+
+def test_plain_traffic_may_well_be_answered_and_is_not_moved_to_a_dead_version() -> None:
+    world = World(rollout=spec(version="v1")).run()
+    world.ready = {"v7": 2}
+    world.edit("reviews", set_to(("v1", 60), (None, 40)))
+    world.run(30)
+    assert (world.phase, world.reason, world.share("v1")) == (Phase.BLOCKED, "StableGone", 60)

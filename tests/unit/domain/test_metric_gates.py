@@ -383,3 +383,8 @@ def test_without_a_baseline_no_value_is_within_a_multiple_of_it(value: str) -> N
 @pytest.mark.parametrize("value", ["0.5", "1"])
 def test_above_a_baseline_of_zero_nothing_passes_a_multiple(value: str) -> None:
     assert judged(RELATIVE, (value, 0)).reason == "ZeroBaseline"
+
+
+def test_what_is_allowed_is_mentioned_once_a_value_was_outside() -> None:
+    assert judged({**BOUNDS, "failureLimit": 2}, 3).message == "failures is 3 (min 1, max 5)"
+    assert judged({**BOUNDS, "failureLimit": 2}, 9, 3).message.endswith("; 1 of 2 values outside, 2 allowed")

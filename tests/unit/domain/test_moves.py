@@ -71,6 +71,12 @@ def shrunk() -> WatchedWorld:
     return world
 
 
+def without_finalizer() -> WatchedWorld:
+    world = at(10)
+    world.finalizer = False
+    return world
+
+
 def deleted() -> WatchedWorld:
     world = at(30)
     world.deleting = True
@@ -101,6 +107,7 @@ def prepares(decision: Decision) -> bool:
         changed,
         changed_at_rest,
         shrunk,
+        without_finalizer,
         deleted,
         without_subset,
     ],

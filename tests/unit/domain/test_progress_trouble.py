@@ -66,6 +66,20 @@ class TestDeadline:
         world.run(180)
         assert ended(world) == (0, "DeadlineExceeded")
 
+    def test_while_the_canary_has_too_few_endpoints_for_more(self) -> None:
+        world = at(10, rollout=spec(readiness={"minReady": 2}))
+        world.ready = {"v1": 2, "v2": 1}
+        world.run(300)
+        assert (world.reason, world.share("v2")) == ("CanaryNotReady", 10)
+        world.run(600)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_a_promotion_waits_for_endpoints(self) -> None:
+        world = at(10, rollout=spec(readiness={"minReady": 2}))
+        world.ready, world.command = {"v1": 2, "v2": 1}, "promote/v2/1"
+        world.run(900)
+        assert ended(world) == (0, "DeadlineExceeded")
+
     def test_it_stands_still_in_a_pause_before_the_gates_pass(self) -> None:
         scarce = ANALYSIS | {"minRequests": 100_000}
         world = at(10, rollout=spec(analysis=scarce))
@@ -75,6 +89,7 @@ class TestDeadline:
         assert world.record.awaiting_since is not None
         world.apply(paused=False)
         world.run(60)
+        assert 3590 <= world.record.awaited_seconds <= 3610
         assert world.share("v2") == 10
         assert world.state.deadline is not None
 
@@ -182,3 +197,11 @@ def test_a_rollback_that_nobody_wrote_down_is_finished_in_a_pause_too() -> None:
     assert world.phase is Phase.ROLLING_BACK
     world.restarted = False
     assert world.run(60).phase is Phase.ROLLED_BACK
+
+
+def test_after_a_restart_it_is_not_known_yet_whether_the_provider_answers() -> None:
+    world = at(10)
+    world.restarted = True
+    world.step()
+    condition = world.condition("AnalysisHealthy")
+    assert (condition.status, condition.reason) == ("Unknown", "AwaitingData")
