@@ -251,3 +251,43 @@ class TestWriteFailed:
     )
     def test_until_something_else_has_happened_it_is_told_once(self, history: tuple[str, ...], told: bool) -> None:
         assert (self.told(self.draft(*history, AddSubset_reviews=3)) == ["WriteFailed"]) is told
+
+
+def test_a_gate_that_passes_while_the_whole_does_not_is_shown_as_one() -> None:
+    metrics = [{"name": "checkout", "query": "q", "max": "5"}]
+    analysis = {"interval": "10s", "minRequests": 100, "errorRate": {"max": "1%"}, "metrics": metrics}
+    world = at(10, rps=10, rollout=spec(analysis=analysis), metric=lambda name, at: None)
+    world.show(60)
+    seen = set()
+
+    def looked(world: World) -> bool:
+        if world.reason == "Converging" and world.state.gates:
+            seen.add((world.state.verdict, *(gate.verdict.value for gate in world.state.gates)))
+        return False
+
+    world.run(33, until=looked)
+    assert {("Inconclusive", "Inconclusive", "Inconclusive"), ("Inconclusive", "Pass", "Inconclusive")} <= seen
+
+
+def test_counts_that_move_leave_a_condition_as_it_is() -> None:
+    world = at(10, rps=1)
+    messages: list[str] = []
+
+    def looked(world: World) -> bool:
+        if world.reason == "Converging":
+            messages.append(world.condition("TrafficConverged").message)
+        return False
+
+    world.run(30, until=looked)
+    counted = {message for message in messages if "of at least 73 requests" in message}
+    assert len(counted) == 1
+    assert len(messages) > 3
+
+
+def test_what_is_ready_and_what_is_not_say_what_the_message_says() -> None:
+    world = World(ready={"v1": 2}, rollout=spec(readiness={"minReady": 3})).run(30)
+    for ready in (1, 2):
+        world.ready = {"v1": 2, "v2": ready}
+        world.run(6)
+        assert world.state.message == f"waiting for ready endpoints of v2: {ready} of 3"
+        assert {world.condition(kind).message for kind in conditions(world)} == {world.state.message}

@@ -9,7 +9,7 @@ import pytest
 
 from canaryrollout.api.status import Contest, Phase
 from tests.unit.domain.watchedworld import on_two, set_to
-from tests.world import World, destination, destination_rule, spec, virtual_service
+from tests.world import SETTINGS, World, destination, destination_rule, spec, virtual_service
 
 INTERVAL = timedelta(seconds=10)
 
@@ -121,6 +121,9 @@ def test_a_version_that_was_taken_back_is_lowered_at_once_whoever_raises_it() ->
     world.edit("reviews", raise_again)
     world.step()
     assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "WeightContested", 20)
+    record = world.state.rollout
+    assert record is not None
+    assert record.awaiting_since is None
     world.now += timedelta(seconds=90)
     world.step()
     assert world.share("v2") == 0
@@ -500,3 +503,37 @@ def test_plain_traffic_may_well_be_answered_and_is_not_moved_to_a_dead_version()
     world.edit("reviews", set_to(("v1", 60), (None, 40)))
     world.run(30)
     assert (world.phase, world.reason, world.share("v1")) == (Phase.BLOCKED, "StableGone", 60)
+
+
+def test_a_canary_that_has_its_share_needs_no_more_endpoints_for_stable_to_have_its_own() -> None:
+    world = at(30, rollout=spec(hold="5m", readiness={"minReady": 2}), rule=destination_rule("v1", "v9"))
+    world.edit("reviews", set_to(("v9", 70), ("v2", 30)))
+    world.ready = {"v1": 2, "v2": 1, "v9": 2}
+    world.step()
+    assert answered(world, 30, stable=70) < INTERVAL + timedelta(seconds=2)
+
+
+def test_a_canary_that_was_lowered_and_lacks_endpoints_has_a_deadline() -> None:
+    world = at(30, rollout=spec(hold="5s", readiness={"minReady": 2}, progressDeadline="2m"))
+    edit(world, 5)
+    world.ready = {"v1": 2, "v2": 1}
+    world.run(60)
+    assert (world.reason, world.share("v2")) == ("CanaryNotReady", 5)
+    world.run(180)
+    record = world.state.rollout
+    assert record is not None
+    assert (world.share("v2"), record.reason) == (0, "DeadlineExceeded")
+
+
+def test_who_gives_way_sees_to_it_that_the_canary_is_at_0_and_then_looks_seldom() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(3):
+        edit(world, 5)
+        answered(world, 30)
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    decision = world.step()
+    assert decision.actions
+    assert decision.wake_at == world.now + SETTINGS.retry
+    decision = world.step()
+    assert not decision.actions
+    assert decision.wake_at == world.now + SETTINGS.blocked_retry

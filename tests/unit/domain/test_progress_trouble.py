@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from canaryrollout.api.status import Phase
+from canaryrollout.domain.evidence import MetricReading, MetricValue
 from canaryrollout.domain.observation import Claim
 from tests.unit.domain.watchedworld import WatchedWorld, at, on_two
 from tests.world import START, spec
@@ -205,3 +206,28 @@ def test_after_a_restart_it_is_not_known_yet_whether_the_provider_answers() -> N
     world.step()
     condition = world.condition("AnalysisHealthy")
     assert (condition.status, condition.reason) == ("Unknown", "AwaitingData")
+
+
+class Unanswerable(WatchedWorld):
+    """A world whose provider cannot answer the user's own queries with one number."""
+
+    def _reading(self, name: str, at: datetime) -> MetricReading:
+        return MetricReading(at, MetricValue(None, at, "it answers with two series", "BadQuery"))
+
+
+def test_a_query_that_can_never_be_judged_is_shown_as_what_keeps_the_step() -> None:
+    metrics = [{"name": "checkout", "query": "q", "max": "5"}]
+    world = Unanswerable(rollout=spec(analysis=ANALYSIS | {"metrics": metrics}))
+    world.run(60)
+    condition = world.condition("AnalysisHealthy")
+    assert (world.share("v2"), condition.status, condition.reason) == (10, "False", "BadQuery")
+    assert condition.message == "checkout: it answers with two series"
+
+
+@pytest.mark.parametrize("warnings", [(), ("store eu-1 is away",)])
+def test_silence_takes_a_canary_back_unless_it_may_be_in_the_part_that_is_missing(warnings: tuple[str, ...]) -> None:
+    world = at(10, rollout=spec(analysis=ANALYSIS | {"onNoData": "Rollback"}), canary_seen=False)
+    world.warnings = warnings
+    world.run(180)
+    assert (world.share("v2") == 0) is (not warnings)
+    assert (world.record.reason == "NoData") is (not warnings)
