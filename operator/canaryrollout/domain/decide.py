@@ -8,7 +8,7 @@ rollout's life: first_sight, prepare, raising, progress, rollback, cleanup, drif
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase
@@ -53,7 +53,7 @@ def decide(
     if status.stable_version is None:
         answer_command(draft)
         rival = rival_claim(observation.identity, active=False, claims=observation.claims)
-        return _yield_host(draft, rival) if rival else first_sight(draft)
+        return _yield_host(draft, rival, settings.blocked_retry) if rival else first_sight(draft)
     answer_command(draft)
     _resume_contest(draft)
     if draft.status.rollout is None or draft.status.rollout.ended_at is not None:
@@ -116,9 +116,9 @@ def rival_claim(identity: Identity, *, active: bool, claims: Sequence[Claim]) ->
     return min((claim for claim in claims if claim.rank < mine), key=lambda claim: claim.rank, default=None)
 
 
-def _yield_host(draft: Draft, rival: Claim) -> Decision:
+def _yield_host(draft: Draft, rival: Claim, wake_in: timedelta) -> Decision:
     message = f"{rival.key} judges host {draft.case.spec.host} already, and evidence is per host: delete one of the two"
-    return draft.move(Phase.BLOCKED, "HostClaimed", message, wake_in=draft.case.settings.blocked_retry)
+    return draft.move(Phase.BLOCKED, "HostClaimed", message, wake_in=wake_in)
 
 
 def _resume_contest(draft: Draft) -> None:
@@ -151,7 +151,8 @@ def _under_way(draft: Draft) -> Decision:
         return progress.urgent(draft, waiting) or complete(draft, record.target)
     rival = rival_claim(case.identity, active=True, claims=case.observation.claims)
     if rival is not None:
-        return progress.urgent(draft, f"{rival.key} claims the host") or _yield_host(draft, rival)
+        wake_in = case.settings.poll if record.weight else case.settings.blocked_retry
+        return progress.urgent(draft, f"{rival.key} claims the host") or _yield_host(draft, rival, wake_in)
     return progress.progress(draft) if record.weight else prepare(draft)
 
 
@@ -172,7 +173,7 @@ def _rest(draft: Draft) -> Decision:
         ended = None
     rival = rival_claim(case.identity, active=False, claims=case.observation.claims)
     if rival is not None:
-        return _yield_host(draft, rival)
+        return _yield_host(draft, rival, case.settings.blocked_retry)
     if ended is None and wanted != stable:
         return rollback.start(draft, baseline)
     phase = Phase.STABLE if ended is None else Phase.ROLLED_BACK

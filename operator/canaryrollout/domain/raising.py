@@ -28,8 +28,7 @@ def raise_to(draft: Draft, weight: int) -> Decision:
     """Record a target weight and write it."""
     case = draft.case
     generations = {route.virtual_service.name: route.virtual_service.generation for route in case.traffic.routes}
-    if draft.record.awaiting_since is not None:
-        stop_waiting(draft)
+    stop_waiting(draft)
     if not draft.record.weight:
         draft.rollout(host_named_by=drift.naming_host(draft))
     if draft.record.stable_ready is None:

@@ -117,7 +117,6 @@ def _withheld(draft: Draft, explanation: str) -> Decision:
 
 def _ended(draft: Draft) -> Decision:
     record, spec, stable = draft.record, draft.case.spec, draft.status.stable_version
-    draft.rollout(weight=0)
     traffic = draft.case.traffic
     elsewhere = [f"{r.name} is at {r.shares()}" for r in traffic.routes if set(r.serving()) - {None, stable}]
     elsewhere += [flaw.message for flaw in traffic.flaws]

@@ -26,9 +26,7 @@ def altered_scope(spec: CanaryRolloutSpec, changes: tuple[Change, ...]) -> Canar
         if change.kind is not ChangeKind.SUBSET:
             altered.setdefault(change.object, set()).add(change.route)
     missing = {
-        name: routes
-        for name, routes in altered.items()
-        if name not in listed or (listed[name] and not routes - {""} <= listed[name])
+        name: routes for name, routes in altered.items() if name not in listed or not routes - {""} <= listed[name]
     }
     if not missing:
         return None

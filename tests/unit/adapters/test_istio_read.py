@@ -357,3 +357,13 @@ def test_subsets_are_found_wherever_a_virtual_service_names_them() -> None:
     assert subsets_named(document, HOST) == {"a", "b", "c", "d", "e", "f"}
     elsewhere = {**document, "metadata": {"name": "reviews", "namespace": "web"}}
     assert subsets_named(elsewhere, HOST) == {"d", "f"}
+
+
+@pytest.mark.parametrize("listed", [(), ("a",), ("a", "a")])
+def test_what_serves_is_known_also_where_it_is_not_clear_which_route_is_meant(listed: tuple[str, ...]) -> None:
+    first, second = route(to("v1", 70), to("v2", 30), name="a"), route(to("v1"), to("v9", 9, host="ratings"), name="a")
+    document = virtual_service(first, second, route(to("v3"), name="" if listed else "b"), route(redirect={}))
+    (state,) = read(document, *listed).values()
+    assert isinstance(state, Refused)
+    shares = [("v1", 70), ("v2", 30), ("v1", 0), *([] if listed else [("v3", 100)])]
+    assert [(found.subset, found.weight) for found in state.destinations] == shares

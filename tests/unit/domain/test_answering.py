@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from canaryrollout.api.status import Phase, RolloutRecord
+from tests.unit.domain.watchedworld import set_to
 from tests.world import World, spec
 
 
@@ -155,3 +156,37 @@ def test_a_promotion_says_what_it_skips() -> None:
 def test_a_command_is_answered_before_the_stable_version_is_known() -> None:
     world = World(api=False)
     assert given(world, "abort/v2/1") == "refused: no rollout is under way"
+
+
+@pytest.mark.parametrize("command", ["retry/v2/1", "retry/v3/1"])
+def test_a_retry_that_comes_with_another_version_is_not_heeded(command: str) -> None:
+    world = taken_back()
+    world.apply(version="v3")
+    assert given(world, command).startswith("refused: v2 was taken back, and spec.version is v3, not v")
+    world.run(until=lambda w: w.share("v3") == 10)
+    assert record(world).version == "v3"
+
+
+def test_a_retry_at_rest_has_nothing_to_do() -> None:
+    world = World(rollout=spec(version="v1")).run()
+    assert given(world, "retry/v1/1") == "refused: nothing was taken back"
+
+
+def test_a_retry_does_not_cut_a_change_of_weights_short_that_is_still_respected() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.step()
+    assert given(world, "retry/v2/1") == "refused: nothing was taken back"
+    assert world.share("v2") == 5
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(59.999, True), (60, False)])
+def test_a_level_is_kept_for_as_long_as_a_new_window_would_count_what_the_canary_did(
+    seconds: float, kept: bool
+) -> None:
+    world = taken_back()
+    ended = record(world).ended_at
+    assert ended is not None
+    world.now = ended + timedelta(seconds=seconds)
+    given(world, "retry/v2/1")
+    assert (record(world).baseline is not None) is kept

@@ -120,3 +120,18 @@ def test_a_subset_and_a_destination_of_one_name_are_two_changes() -> None:
     rule = Change(kind=ChangeKind.SUBSET, object="reviews", subset="v2", version="v2")
     assert merge_changes([route], [rule]) == (route, rule)
     assert merge_changes([rule], [route]) == (rule, route)
+
+
+def test_a_single_destination_says_so_once_another_comes_beside_it() -> None:
+    """Alone it has everything without a weight; beside another it would have nothing."""
+    plan = plan_route(Weights((Destination("v1", 100),)), RouteWeights("", {"v1": 100, "v2": 0}, "v1"))
+    assert (plan.write, plan.add) == ({"v1": 100}, {"v2": 0})
+    plan = plan_route(Weights((Destination("v1", 100),)), RouteWeights("", {"v1": 0, "v2": 100}, "v1"))
+    assert (plan.write, plan.add) == ({}, {"v2": 100})
+
+
+def test_that_a_list_was_empty_is_known_of_that_list_alone() -> None:
+    rule = DestinationRuleState("reviews", 1, ())
+    elsewhere = Change(kind=ChangeKind.SUBSET, object="ratings", subset="v2", version="v2", original=0)
+    record = (weight("", "v1", 0), elsewhere, subset("v2"), subset("v3"))
+    assert changes_after_cleanup(record, RemoveSubsets(rule, ("v2",))) == (weight("", "v1", 0), elsewhere, subset("v3"))

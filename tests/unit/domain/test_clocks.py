@@ -56,9 +56,13 @@ class TestReading:
     def test_a_target_from_the_future_was_set_now(self) -> None:
         found = read(status(target=Target(weight=30, set_at=START + SECOND, generations={"reviews": 1})))
         assert found.target == Target(weight=30, set_at=START, generations={"reviews": 1})
+        current = status(target=found.target)
+        assert as_of(current, spec(), START, SETTINGS) is current
 
     def test_nobody_was_awaited_for_longer_than_the_step_has_lasted(self) -> None:
         assert read(status(awaited_seconds=500)).awaited_seconds == 500
+        whole = status(awaited_seconds=600)
+        assert as_of(whole, spec(), START, SETTINGS) is whole
         assert read(status(awaited_seconds=700)).awaited_seconds == 600
         assert read(status(awaited_seconds=700, last_passed_at=START + SECOND)).awaited_seconds == 0
 
@@ -73,10 +77,17 @@ class TestReading:
             assert found is not None
             assert found.not_before == START + expected * SECOND
 
+    def test_an_answer_to_drift_that_is_due_stays_as_it_is(self) -> None:
+        for seconds in (0, 10):
+            before = contest(changedAt=START, notBefore=START + seconds * SECOND)
+            assert as_of(before, spec(), START, SETTINGS) is before
+
     def test_conditions_are_no_newer_than_now_while_a_change_is_under_way(self) -> None:
         later = Condition(type="AnalysisHealthy", status="False", reason="x", last_transition_time=START + SECOND)
         before = status().model_copy(update={"conditions": (later,)})
         assert as_of(before, spec(), START, SETTINGS).conditions[0].last_transition_time == START
+        current = before.model_copy(update={"conditions": (later.model_copy(update={"last_transition_time": START}),)})
+        assert as_of(current, spec(), START, SETTINGS) is current
         ended = status(ended_at=START).model_copy(update={"conditions": (later,)})
         assert as_of(ended, spec(), START, SETTINGS) is ended, "a rollout at rest is not written for that"
 
@@ -99,6 +110,9 @@ class TestForward:
     def test_evidence_keeps_its_times(self) -> None:
         record = read(status(applied_at=START - 2 * SECOND, in_effect_at=START - SECOND, last_passed_at=START))
         assert moved_along(record, TEN_MINUTES, START).keys() == {"awaited_seconds"}
+
+    def test_some_seconds_are_worth_a_write(self) -> None:
+        assert moved_along(read(status()), 5 * SECOND, START) == {"awaited_seconds": 5}
 
     @pytest.mark.parametrize("step", [timedelta(), 4 * SECOND, -TEN_MINUTES])
     def test_a_small_step_or_one_back_moves_nothing(self, step: timedelta) -> None:

@@ -45,6 +45,8 @@ def test_tail_is_the_sum_of_the_binomial_terms(n: int, p: float, data: st.DataOb
         (21, 79, 10, Agreement.AGREES),
         (300, 700, 30, Agreement.AGREES),
         (100, 900, 30, Agreement.CONTRADICTS),
+        (65, 7, 90, Agreement.TOO_FEW),
+        (66, 7, 90, Agreement.AGREES),
         (7, 65, 10, Agreement.TOO_FEW),
         (7, 66, 10, Agreement.AGREES),
         (0, 72, 10, Agreement.TOO_FEW),
@@ -215,3 +217,14 @@ class TestLook:
         whole = look(seen, weight, start=START, bound=BOUND)
         looks = [look(seen[:k], weight, start=START, bound=BOUND) for k in range(len(seen) + 1)]
         assert next((found for found in looks if found.since is not None), looks[-1]) == whole
+
+
+def test_a_small_change_that_proxies_take_over_late_is_told_by_as_many_requests_as_that_takes() -> None:
+    found = look(blocks(*[(100, 900)] * 20, *[(120, 880)] * 10), 12, start=START, bound=None, previous=10)
+    assert (found.state, found.message) == (State.CONVERGED, "canary had 820 of 7000 requests (11.7 %) at weight 12")
+    assert found.since == START + timedelta(seconds=190)
+
+
+def test_the_newest_stretch_is_no_longer_than_it_takes() -> None:
+    found = look(blocks(*[(0, 22)] * 10, (10, 12), (11, 11)), 50, start=START, bound=None)
+    assert (found.state, found.since) == (State.CONVERGED, START + timedelta(seconds=100))

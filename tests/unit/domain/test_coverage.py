@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from canaryrollout.api.status import Phase
-from canaryrollout.domain.coverage import ASK_AGAIN_FOR, SHOWN
+from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase
+from canaryrollout.domain.coverage import ASK_AGAIN_FOR, SHOWN, unanswered
 from canaryrollout.domain.decide import decide_invalid
 from canaryrollout.domain.needs import needs
-from tests.world import SETTINGS, START, World, destination, spec, virtual_service
+from canaryrollout.domain.observation import Identity
+from tests.world import NAMESPACE, SETTINGS, START, World, destination, spec, virtual_service
 
 KIND = "TrafficCovered"
 BY_MESH = "the mesh: no listed VirtualService is bound to it"
@@ -131,6 +132,15 @@ class TestWarning:
                 world = at_the_gateway(crash_at=crash, crash_after=after).run(until=at(10))
                 assert world.condition(KIND).reason == "UncoveredTraffic"
 
+    def test_as_many_as_are_named_are_all(self) -> None:
+        world = World()
+        for index in range(SHOWN):
+            world.services[f"extra-{index}"] = virtual_service(f"extra-{index}", {"route": [destination(None)]})
+        world.run(60)
+        message = world.condition(KIND).message
+        assert f"shop/extra-{SHOWN - 1} is" in message
+        assert "more. List a route" not in message
+
 
 class TestCost:
     """VirtualServices are listed once before traffic moves."""
@@ -219,3 +229,30 @@ def test_traffic_that_was_split_already_is_asked_about_only_before_it_has_a_weig
     world = World(services={"reviews": split}, ready={"v1": 2} if not weight else {"v1": 2, "v2": 2})
     world.run(until=lambda w: w.now - START > timedelta(seconds=30))
     assert (world.listings == 1) is (weight == 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, True),
+        ({"phase": Phase.BLOCKED, "observed_generation": 2}, False),
+        ({"phase": Phase.BLOCKED, "observed_generation": 1}, True),
+        ({"phase": Phase.PREPARING, "observed_generation": 2}, True),
+        ({"seen": ("True", 2, 0)}, False),
+        ({"seen": ("True", 1, 0)}, True),
+        ({"seen": ("False", 2, 0)}, False),
+        ({"seen": ("Unknown", 2, 0.999)}, True),
+        ({"seen": ("Unknown", 2, 1)}, False),
+    ],
+)
+def test_it_is_found_out_once_for_each_edit_of_the_spec(status: dict[str, Any], expected: bool) -> None:
+    fields = dict(status)
+    if found := fields.pop("seen", None):
+        state, generation, waits = found
+        since = START - waits * ASK_AGAIN_FOR
+        condition = Condition(
+            type=KIND, status=state, reason="x", last_transition_time=since, observed_generation=generation
+        )
+        fields["conditions"] = (condition,)
+    who = Identity(NAMESPACE, "reviews", "uid-1", 2, START)
+    assert unanswered(CanaryRolloutStatus(**fields), who, START) is expected

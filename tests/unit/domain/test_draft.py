@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from canaryrollout.api.status import Phase
-from canaryrollout.domain.draft import HISTORY_LENGTH
-from tests.world import World, destination, spec, virtual_service
+from canaryrollout.api.status import CanaryRolloutStatus, HistoryEntry, Phase
+from canaryrollout.domain.decision import AddSubset, SetFinalizer
+from canaryrollout.domain.draft import HISTORY_LENGTH, Draft, situation
+from canaryrollout.domain.observation import DestinationRuleState, Failure, Identity, Observation
+from tests.unit.domain.watchedworld import WatchedWorld
+from tests.world import NAMESPACE, SETTINGS, START, World, destination, spec, virtual_service
 
 
 def at(weight: int, **fields: Any) -> World:
@@ -146,3 +149,145 @@ def test_a_write_that_is_not_accepted_is_in_the_message() -> None:
     assert not decision.again
     assert decision.wake_at is not None
     assert decision.wake_at - world.now <= timedelta(seconds=1)
+
+
+def test_a_step_that_is_late_and_waits_for_a_person_is_stalled_and_does_not_reconcile() -> None:
+    scarce = {"interval": "10s", "minRequests": 100_000}
+    world = World(rollout=spec(onDeadline="Hold", analysis=scarce)).run(1800)
+    assert (world.phase, world.reason) == (Phase.PROGRESSING, "DeadlineExceeded")
+    assert conditions(world) == {"Ready": "False", "Reconciling": "False", "Stalled": "True"}
+
+
+@pytest.mark.parametrize("mode", ["Sequential", "Threshold"])
+def test_the_mode_in_force_is_shown(mode: str) -> None:
+    analysis = {"mode": mode} if mode == "Threshold" else {}
+    world = World(rollout=spec(analysis=analysis))
+    world.step()
+    assert world.state.analysis is not None
+    assert world.state.analysis.mode == mode
+
+
+def test_a_mesh_that_cannot_be_read_for_ever_new_reasons_is_written_once_for_the_same_words() -> None:
+    world = WatchedWorld(ready={"v1": 2})
+    world.run(30)
+    world.excuse = lambda: f"timeout after {world.passes} ms"
+    world.api = False
+    world.run(30)
+    assert world.reason == "MeshUnreadable"
+    before = world.writes.count("status")
+    world.run(60)
+    assert world.writes.count("status") == before
+
+
+def test_a_gate_that_is_added_while_nothing_else_changes_is_shown() -> None:
+    world = at(10, rollout=spec(hold="10m")).run(40)
+    assert world.reason == "Holding"
+    analysis = {"interval": "10s", "minRequests": 100, "errorRate": {"max": "1%"}}
+    world.apply(analysis=analysis | {"latency": {"threshold": "500ms", "maxSlow": "1%"}})
+    world.step()
+    assert (world.reason, [gate.name for gate in world.state.gates]) == ("Holding", ["errorRate", "latency"])
+
+
+def test_an_edited_spec_is_shown_with_its_own_numbers() -> None:
+    world = at(10, rollout=spec(hold="10m")).run(40)
+    before = world.state.message
+    assert "held until" in before
+    world.apply(hold="20m")
+    world.step()
+    assert world.reason == "Holding"
+    assert world.state.message != before
+
+
+def test_a_condition_says_what_is_so_now() -> None:
+    world = at(10, rollout=spec(hold="10m")).run(40)
+    for store in ("eu", "us"):
+        world.warnings = (f"store {store} is away",)
+        world.run(20)
+        assert world.condition("AnalysisHealthy").message == f"store {store} is away"
+
+
+def test_a_verdict_ends_with_what_it_was_about() -> None:
+    world = at(10)
+    world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+    world.run()
+    assert world.state.verdict == "Fail"
+    world.command = "retry/v2/1"
+    world.step()
+    assert (world.phase, world.state.verdict, world.state.gates) == (Phase.PREPARING, "", ())
+
+
+class TestWriteFailed:
+    """What lastingly cannot be written is told."""
+
+    def draft(self, *history: str, **failures: int) -> Draft:
+        identity = Identity(NAMESPACE, "reviews", "uid-1", 1, START, finalizer=False)
+        found = {name: Failure(count, "refused by a webhook", START) for name, count in failures.items()}
+        entries = tuple(HistoryEntry(time=START, reason=reason) for reason in history)
+        status = CanaryRolloutStatus(stable_version="v1", history=entries)
+        seen = Observation(identity, failures={name.replace("_", "/"): failure for name, failure in found.items()})
+        return Draft(situation(spec(), status, seen, START, SETTINGS))
+
+    def told(self, draft: Draft) -> list[str]:
+        rule = DestinationRuleState("reviews", 1, ())
+        actions = (SetFinalizer(True), AddSubset(rule, "v2", "v2", "version", None))
+        return [event.reason for event in draft.move(Phase.PREPARING, "x", "y", actions=actions).events]
+
+    @pytest.mark.parametrize(
+        ("failures", "told"),
+        [
+            ({}, []),
+            ({"AddSubset_reviews": 1}, []),
+            ({"AddSubset_reviews": 2}, ["WriteFailed"]),
+            ({"AddSubset_reviews": 2, "SetFinalizer": 1}, ["WriteFailed"]),
+            ({"SetWeights_reviews": 9}, []),
+        ],
+    )
+    def test_once_may_happen_to_anybody_and_twice_is_lasting(self, failures: dict[str, int], told: list[str]) -> None:
+        assert self.told(self.draft("RolloutStarted", **failures)) == told
+
+    @pytest.mark.parametrize(
+        ("history", "told"),
+        [((), True), (("WriteFailed",), False), (("WriteFailed", "WeightSet"), True), (("WeightSet",), True)],
+    )
+    def test_until_something_else_has_happened_it_is_told_once(self, history: tuple[str, ...], told: bool) -> None:
+        assert (self.told(self.draft(*history, AddSubset_reviews=3)) == ["WriteFailed"]) is told
+
+
+def test_a_gate_that_passes_while_the_whole_does_not_is_shown_as_one() -> None:
+    metrics = [{"name": "checkout", "query": "q", "max": "5"}]
+    analysis = {"interval": "10s", "minRequests": 100, "errorRate": {"max": "1%"}, "metrics": metrics}
+    world = at(10, rps=10, rollout=spec(analysis=analysis), metric=lambda name, at: None)
+    world.show(60)
+    seen = set()
+
+    def looked(world: World) -> bool:
+        if world.reason == "Converging" and world.state.gates:
+            seen.add((world.state.verdict, *(gate.verdict.value for gate in world.state.gates)))
+        return False
+
+    world.run(33, until=looked)
+    assert {("Inconclusive", "Inconclusive", "Inconclusive"), ("Inconclusive", "Pass", "Inconclusive")} <= seen
+
+
+def test_counts_that_move_leave_a_condition_as_it_is() -> None:
+    world = at(10, rps=1)
+    messages: list[str] = []
+
+    def looked(world: World) -> bool:
+        if world.reason == "Converging":
+            messages.append(world.condition("TrafficConverged").message)
+        return False
+
+    world.run(30, until=looked)
+    counted = {message for message in messages if "of at least 73 requests" in message}
+    assert len(counted) == 1
+    assert len(messages) > 3
+
+
+def test_what_is_ready_and_what_is_not_say_what_the_message_says() -> None:
+    world = World(ready={"v1": 2}, rollout=spec(readiness={"minReady": 3})).run(30)
+    for ready in (1, 2):
+        world.ready = {"v1": 2, "v2": ready}
+        world.run(6)
+        assert world.state.message == f"waiting for ready endpoints of v2: {ready} of 3"
+        assert {world.condition(kind).message for kind in conditions(world)} == {world.state.message}

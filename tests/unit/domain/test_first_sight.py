@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from canaryrollout.api.status import ChangeKind, Phase
-from tests.world import World, destination, destination_rule, spec, virtual_service
+from canaryrollout.domain.observation import Claim
+from tests.world import SETTINGS, START, World, destination, destination_rule, spec, virtual_service
 
 
 def split(*shares: tuple[str | None, int | None]) -> dict[str, dict[str, Any]]:
@@ -102,8 +104,9 @@ def test_without_subsets_and_endpoints_nobody_knows() -> None:
 class TestServingVersionGone:
     """The version that serves has no ready endpoint."""
 
-    def test_everything_moves_to_a_wanted_version_that_has(self) -> None:
-        world = World(ready={"v2": 2})
+    @pytest.mark.parametrize("ready", [1, 2])
+    def test_everything_moves_to_a_wanted_version_that_has(self, ready: int) -> None:
+        world = World(ready={"v2": ready})
         assert seen(world) == (Phase.PREPARING, "ServingVersionGone", "v1")
         assert world.events == ["ServingVersionGone"]
         world.run(30)
@@ -126,3 +129,33 @@ def test_what_could_not_be_read_is_read_again_soon(fields: dict[str, Any]) -> No
     assert world.state.message.startswith("cannot read the mesh: ")
     assert decision.wake_at is not None
     assert 0 < (decision.wake_at - world.now).total_seconds() <= 5
+
+
+def test_three_versions_on_two_routes_do_not_tell_which_is_stable() -> None:
+    routes = [
+        {"name": name, "route": [destination(other, 80), destination("v2", 20)]}
+        for name, other in (("a", "v1"), ("b", "v3"))
+    ]
+    services = {"reviews": virtual_service("reviews", *routes)}
+    world = World(services=services, rule=destination_rule("v1", "v2", "v3"), rollout=spec(istio=BOTH))
+    assert seen(world) == (Phase.BLOCKED, "StableVersionUnknown", None)
+
+
+def test_what_cannot_be_read_is_not_read_again_all_the_time() -> None:
+    world = World(api=False)
+    wake_at = world.step().wake_at
+    assert wake_at is not None
+    assert wake_at - world.now == 5 * SETTINGS.retry
+    rest = World(rollout=spec(version="v1")).run()
+    rest.api = False
+    wake_at = rest.step().wake_at
+    assert wake_at is not None
+    assert wake_at - rest.now == 5 * SETTINGS.retry
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_who_was_there_first_judges_the_host(active: bool) -> None:
+    older = Claim("shop/other", "uid-0", START - timedelta(hours=1), active=active)
+    assert seen(World(claims=(older,))) == (Phase.BLOCKED, "HostClaimed", None)
+    younger = Claim("shop/other", "uid-0", START + timedelta(hours=1), active=False)
+    assert seen(World(claims=(younger,)))[0] is Phase.STABLE

@@ -69,8 +69,9 @@ def test_a_value_has_six_decimals_unless_it_is_very_small_or_large(value: Fracti
     assert gate_status(GateResult("metrics/up", Verdict.PASS, "WithinLimits", "", value=value)).value == shown
 
 
-def test_a_plain_limit_has_no_evidence() -> None:
-    result = GateResult("errorRate", Verdict.PASS, "WithinLimits", "", limits=(LimitEvidence("max 1%"),))
+@pytest.mark.parametrize("known", [{}, {"log_evidence": 1.0}, {"log_threshold": 1.0}])
+def test_a_plain_limit_has_no_evidence(known: dict[str, float]) -> None:
+    result = GateResult("errorRate", Verdict.PASS, "WithinLimits", "", limits=(LimitEvidence("max 1%", **known),))
     (limit,) = gate_status(result).limits
     assert (limit.limit, limit.evidence, limit.threshold) == ("max 1%", "", "")
 
@@ -84,6 +85,10 @@ class TestInShort:
         limits = (LimitEvidence("a", log(900), log(80)), LimitEvidence("b", log(12_345), log(80)))
         result = GateResult("errorRate", Verdict.FAIL, "", "", canary=Sample(24, 500), limits=limits)
         assert in_short((gate_status(result),)) == "errorRate 4.8% (24/500), evidence 12,345 of 80"
+
+    def test_without_a_stable_version_that_had_no_requests(self) -> None:
+        result = GateResult("errorRate", Verdict.FAIL, "", "", canary=Sample(24, 500), stable=Sample(0, 0))
+        assert in_short((gate_status(result),)) == "errorRate 4.8% (24/500)"
 
     def test_of_a_metric(self) -> None:
         result = GateResult("metrics/m", Verdict.FAIL, "AboveMax", "", value=Fraction(6), baseline=Fraction(2))
@@ -107,6 +112,7 @@ class TestEvidenceText:
 
     def test_larger_says_nothing_more(self) -> None:
         assert evidence_text(log(2e6)) == evidence_text(1e4) == "1,000,000"
+        assert [evidence_text(log(value)) for value in (999_999, 999_999.4)] == ["999,999", "1,000,000"]
 
     @given(st.floats(-700, 2000))
     def test_it_is_a_short_number(self, log_value: float) -> None:
@@ -125,6 +131,13 @@ class TestEvidenceText:
         (Fraction(0), "0 %"),
         (Fraction(3, 2), "150 %"),
         (Fraction(1), "100 %"),
+        (Fraction(1001, 10**4), "10 %"),
+        (Fraction(951, 10**4), "9.51 %"),
+        (Fraction(1001, 10**5), "1 %"),
+        (Fraction(9951, 10**6), "0.995 %"),
+        (Fraction(1001, 10**6), "0.1 %"),
+        (Fraction(9995, 10**7), "0.1 %"),
+        (Fraction(9994, 10**7), "0.0999 %"),
     ],
 )
 def test_percent(share: Fraction, text: str) -> None:

@@ -237,3 +237,18 @@ def test_a_canary_that_fails_all_its_requests_never_passes(
     assert judged.verdict is not Verdict.PASS
     if judged.canary.requests >= 20:
         assert judged.verdict is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    "analysis",
+    [{"errorRate": {"maxRelative": "150%"}}, {"latency": {"threshold": "250ms", "maxRelative": "150%"}}],
+)
+def test_a_relative_limit_gets_no_absolute_one_beside_it(analysis: dict[str, Any]) -> None:
+    effective = effective_analysis(Analysis.model_validate(analysis))
+    assert effective.error_rate is None or effective.error_rate.max is None
+    assert effective.latency is None or effective.latency.max_slow is None
+
+
+def test_what_is_lacking_is_said_also_while_the_provider_answers_in_part() -> None:
+    found = evidence({"canary": counts(5)}, warnings=("store eu-1 is away",))
+    assert verdict(ERRORS, found).reason == "LowSample"

@@ -1,11 +1,13 @@
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from canaryrollout.api.status import ChangeKind, Phase
-from canaryrollout.domain.decision import Decision, SetFinalizer
-from canaryrollout.domain.letting_go import decide_unread
-from canaryrollout.domain.observation import Identity
+from canaryrollout.api.status import CanaryRolloutStatus, ChangeKind, Phase
+from canaryrollout.domain.decision import Decision, Order, SetFinalizer
+from canaryrollout.domain.draft import Draft, situation
+from canaryrollout.domain.letting_go import bounded, decide_unread
+from canaryrollout.domain.observation import Identity, Observation
 from canaryrollout.domain.settings import DomainSettings
 from tests.world import NAMESPACE, SETTINGS, START, World, spec
 
@@ -113,3 +115,69 @@ def test_an_unreadable_status_does_not_keep_a_deleted_object_for_ever(readable: 
 def test_what_another_left_without_our_finalizer_is_not_touched() -> None:
     decision = unread(60, finalizer=False)
     assert (decision.actions, decision.events) == ((), ())
+
+
+class TestDue:
+    """Until when an object is kept."""
+
+    LATEST = START + SETTINGS.release
+
+    def decided(self, *, given: Decision | None = None, **seen: Any) -> Decision:
+        status = CanaryRolloutStatus(stable_version="v1", release_at=seen.pop("release_at", None))
+        who = Identity(NAMESPACE, "reviews", "uid-1", 1, START, deleting=True, finalizer=True)
+        draft = Draft(situation(spec(), status, Observation(who, **seen), START, SETTINGS))
+        return bounded(draft, lambda draft: given or Decision(draft.status))
+
+    @pytest.mark.parametrize(
+        ("seen", "due"),
+        [
+            ({}, 600),
+            ({"release_at": 120}, 120),
+            ({"unstored": 60}, 60),
+            ({"release_at": 120, "unstored": 60}, 120),
+            ({"release_at": 120, "clock_step": 4}, 120),
+            ({"release_at": 120, "clock_step": 5}, 125),
+            ({"release_at": 120, "clock_step": 3600}, 600),
+            ({"release_at": 120, "clock_step": -60}, 120),
+            ({"release_at": 3600}, 600),
+        ],
+    )
+    def test_it_is_counted_once_and_neither_a_clock_nor_a_refused_status_makes_it_longer(
+        self, seen: dict[str, int], due: int
+    ) -> None:
+        spelled: dict[str, Any] = {name: timedelta(seconds=value) for name, value in seen.items()}
+        if "release_at" in seen:
+            spelled["release_at"] += START
+        if "unstored" in seen:
+            spelled["unstored"] = CanaryRolloutStatus(release_at=START + spelled["unstored"])
+        decision = self.decided(**spelled)
+        expected = START + timedelta(seconds=due)
+        assert (decision.status.release_at, decision.status.deadline, decision.wake_at) == (expected,) * 3
+
+    @pytest.mark.parametrize(("wake", "looked"), [(None, 600), (5, 5), (3600, 600)])
+    def test_it_is_looked_at_again_then_at_the_latest(self, wake: int | None, looked: int) -> None:
+        wake_at = None if wake is None else START + timedelta(seconds=wake)
+        decision = self.decided(given=Decision(CanaryRolloutStatus(stable_version="v1"), wake_at=wake_at))
+        assert decision.wake_at == START + timedelta(seconds=looked)
+
+    @pytest.mark.parametrize(
+        ("seen", "order"),
+        [({}, Order.STATUS_FIRST), ({"unstored": CanaryRolloutStatus()}, Order.MESH_FIRST)],
+    )
+    def test_what_stays_is_on_record_first_unless_it_may_never_be(self, seen: dict[str, Any], order: Order) -> None:
+        assert self.decided(release_at=START, **seen).order is order
+
+    def test_it_goes_at_that_moment(self) -> None:
+        assert self.decided(release_at=START).actions == (SetFinalizer(False),)
+        assert not self.decided(release_at=START + timedelta(milliseconds=1)).actions
+
+
+def test_both_what_waits_and_what_was_left_are_warnings() -> None:
+    for decision in (unread(60, deleting=False), unread(9), unread(10)):
+        assert [event.warning for event in decision.events] == [True]
+
+
+def test_a_deletion_without_a_time_is_one_of_now() -> None:
+    identity = Identity(NAMESPACE, "reviews", "uid-1", 3, START, deleting=True, finalizer=True)
+    decision = decide_unread(spec(), identity, PROBLEMS, START, SETTINGS)
+    assert (decision.actions, decision.wake_at) == ((), START + SETTINGS.release)

@@ -114,6 +114,10 @@ class TestBounds:
             ("1e30", "1e+30"),
             ("0.0000123456", "0.00001235"),
             ("1e-12", "1e-12"),
+            ("5e-10", "5e-10"),
+            ("1e-9", "0.000000001"),
+            ("1e15", "1e+15"),
+            ("999999999999999", "999999999999999"),
             ("0", "0"),
         ],
     )
@@ -225,6 +229,7 @@ class TestFullWeight:
             "failures is 8 (max 9; stable has no traffic at weight 100, and no step before to compare with)"
         )
         assert self.judged({**RELATIVE, "max": "9"}, (10, "0.01")).reason == "AboveMax"
+        assert self.judged({**RELATIVE, "min": "1"}, (8, "0.01")).verdict is Verdict.PASS
 
     def test_without_anything_to_compare_with_it_does_not_pass(self) -> None:
         result = self.judged(RELATIVE, (8, 100))
@@ -362,3 +367,24 @@ def test_a_number_is_shown_on_its_side_of_the_limit(value: Fraction, bound: Frac
     if abs(value - bound) > Fraction(1, 10**8):
         assert (shown > bound) == (value > bound)
     assert abs(shown - value) <= max(abs(value) / 1000, Fraction(1, 10**9))
+
+
+@pytest.mark.parametrize("limit", [{"min": "1"}, {"max": "5"}])
+def test_one_limit_is_enough(limit: dict[str, str]) -> None:
+    assert judged(limit, 3).verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "2"])
+def test_without_a_baseline_no_value_is_within_a_multiple_of_it(value: str) -> None:
+    result = judged(RELATIVE, (value, nothing("NoData")))
+    assert (result.verdict, result.reason) == (Verdict.INCONCLUSIVE, "NoBaseline")
+
+
+@pytest.mark.parametrize("value", ["0.5", "1"])
+def test_above_a_baseline_of_zero_nothing_passes_a_multiple(value: str) -> None:
+    assert judged(RELATIVE, (value, 0)).reason == "ZeroBaseline"
+
+
+def test_what_is_allowed_is_mentioned_once_a_value_was_outside() -> None:
+    assert judged({**BOUNDS, "failureLimit": 2}, 3).message == "failures is 3 (min 1, max 5)"
+    assert judged({**BOUNDS, "failureLimit": 2}, 9, 3).message.endswith("; 1 of 2 values outside, 2 allowed")

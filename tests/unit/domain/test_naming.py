@@ -69,7 +69,8 @@ def test_all_spellings_of_a_service_are_one_host(name: str, namespace: str) -> N
 
 
 @pytest.mark.parametrize(
-    "host", ["example.com", "api.example.com", "*.example.com", "*", "10.0.0.1", "a.b.svc.other.org"]
+    "host",
+    ["example.com", "api.example.com", "api.shop.example.com", "*.example.com", "*", "10.0.0.1", "a.b.svc.other.org"],
 )
 def test_a_name_outside_the_cluster_stays(host: str) -> None:
     assert fqdn(host, "shop") == host
@@ -85,3 +86,18 @@ def test_another_cluster_domain() -> None:
     assert fqdn("reviews", "shop", "k8s.example") == "reviews.shop.svc.k8s.example"
     assert service_of("reviews.shop.svc.k8s.example", "k8s.example") == ("reviews", "shop")
     assert service_of("reviews.shop.svc.k8s.example") is None
+
+
+@pytest.mark.parametrize("name", ["*.shop", "reviews", "a.reviews.shop", "Reviews.shop", ".shop"])
+def test_a_service_has_a_name_and_a_namespace(name: str) -> None:
+    assert service_of(f"{name}.svc.cluster.local") is None
+
+
+def test_a_marked_name_is_the_same_in_every_release() -> None:
+    """A subset that an earlier release added is found again under its name."""
+    assert subset_name("1.4.2", ()) == "1-4-2-8ec5a1"
+    assert subset_name("1.4.2", {"1-4-2-8ec5a1"}) == "1-4-2-342205"
+
+
+def test_no_host_is_no_host() -> None:
+    assert (fqdn("", "shop"), fqdn(".", "shop")) == ("", "")

@@ -47,3 +47,28 @@ def test_a_step_that_can_never_pass_in_time_says_so_long_before_its_deadline() -
     world.run(1200)
     assert world.events.count("TooLittleTraffic") == 1, "once for each weight"
     assert world.phase is Phase.ROLLED_BACK
+
+
+def test_what_is_plausible_lies_above_what_was_seen() -> None:
+    assert [Pace(seen, 2 * MINUTE).fastest for seen in (0, 4, 9)] == [1.5, 5.5, 9]
+
+
+def test_requests_that_just_come_in_time_are_awaited() -> None:
+    assert Pace(0, MINUTE).too_slow(30, 10 * MINUTE) == ""
+    assert Pace(0, MINUTE).too_slow(31, 10 * MINUTE)
+
+
+def test_a_step_that_lacks_no_requests_is_not_called_slow_after_its_deadline() -> None:
+    assert Pace(4, MINUTE).too_slow(0, -MINUTE) == ""
+
+
+def test_after_the_deadline_no_time_is_left() -> None:
+    assert Pace(4, MINUTE).too_slow(100, timedelta(seconds=-1)).endswith("; deadline in 0s")
+
+
+def test_beyond_a_month_it_is_not_said_how_long_it_would_take() -> None:
+    assert "sees 0.1/min, would take 720h; deadline" in Pace(1, 10 * MINUTE).too_slow(1_000_000, MINUTE)
+
+
+def test_of_minutes_seconds_are_left_out() -> None:
+    assert Pace(4, MINUTE).too_slow(1000, timedelta(seconds=150)).endswith("; deadline in 2m")

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from canaryrollout.api.status import Phase
+from canaryrollout.api.status import Baseline, Phase
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest, Preflight, PreflightRequest
 from canaryrollout.domain.needs import needs
+from tests.unit.domain.watchedworld import WatchedWorld
 from tests.world import HOST, SETTINGS, START, World, spec
 
+MINUTE = timedelta(minutes=1)
 EDGE = "analysis.latency.threshold 300ms is no bucket edge; the nearest: 250ms or 500ms"
 
 
@@ -124,6 +127,8 @@ class TestSilence:
         world = World(warnings=("store eu-1 is away",)).run(60)
         assert (world.phase, world.reason, world.share("v2")) == (Phase.PREPARING, "PartialData", 0)
         assert "requests before the first step" in world.state.message
+        condition = world.condition("AnalysisHealthy")
+        assert (condition.status, condition.reason, condition.message) == ("False", "PartialData", world.state.message)
         world.warnings = ()
         assert world.run(5).share("v2") == 10
 
@@ -138,3 +143,59 @@ class TestSilence:
         assert (before.slow_above, after.slow_above) == (timedelta(milliseconds=300), timedelta(milliseconds=250))
         world.found = {}
         assert world.run(30).share("v2") == 10
+
+
+class TestBaseline:
+    """How many requests reach no version before the first step."""
+
+    @pytest.mark.parametrize("unmeasured", ["unasked", "empty"])
+    def test_it_is_awaited_and_kept(self, unmeasured: str) -> None:
+        world = WatchedWorld(unmeasured=unmeasured)
+        world.run(60)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.PREPARING, "AwaitingBaseline", 0)
+        world.unmeasured = ""
+        world.run(until=lambda w: w.share("v2") == 10)
+        assert world.record.baseline == Baseline(seconds=60, unreached=0)
+
+
+def test_what_is_known_in_part_is_shown_although_traffic_moves() -> None:
+    world = World(found={"warnings": ("store eu-1 is away",)}, rollout=spec(paused=True)).run(60)
+    condition = world.condition("AnalysisHealthy")
+    assert (world.phase, condition.status, condition.reason) == (Phase.PAUSED, "False", "PartialData")
+    assert condition.message == "store eu-1 is away"
+
+
+def test_a_provider_that_can_judge_the_canary_is_healthy_before_traffic_moves() -> None:
+    world = World(rollout=spec(paused=True)).run(60)
+    condition = world.condition("AnalysisHealthy")
+    assert (world.phase, condition.status, condition.reason) == (Phase.PAUSED, "True", "Answering")
+
+
+def test_a_partial_answer_without_the_stable_version_is_shown_as_one() -> None:
+    world = World(found={"versions": ("v9",), "warnings": ("store eu-1 is away",)}).run(60)
+    condition = world.condition("AnalysisHealthy")
+    assert (condition.status, condition.reason, condition.message) == ("False", "PartialData", world.state.message)
+
+
+def test_promote_asks_no_more_from_the_same_moment_on() -> None:
+    world = World(found={"refused": "provider default is not for namespace shop"}).run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "ProviderRefused")
+    world.command = "promote/v2/1"
+    world.step()
+    assert world.phase is Phase.PREPARING
+
+
+class Apart(World):
+    """A world in which one answer has been missing for longer than the other."""
+
+    def _evidence(self, request: EvidenceRequest | None) -> Evidence | None:
+        return Evidence(request, error="timeout", error_since=START - MINUTE) if request is not None else None
+
+    def _preflight(self, request: PreflightRequest | None) -> Preflight | None:
+        return Preflight(request, error="timeout", error_since=START) if request is not None else None
+
+
+def test_of_two_answers_that_are_missing_the_longer_outage_is_told() -> None:
+    world = Apart()
+    world.run(until=lambda w: w.reason == "ProviderError")
+    assert world.state.message.startswith("no evidence from provider default since 11:59:00 UTC: timeout")

@@ -5,8 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from canaryrollout.api.status import Phase
+from canaryrollout.domain.decide import decide
+from canaryrollout.domain.observation import Observation
 from canaryrollout.domain.prepare import baseline_window
+from canaryrollout.domain.settings import DomainSettings
+from tests.unit.domain.watchedworld import WatchedWorld, on_two, set_to
 from tests.world import START, World, destination, destination_rule, spec, virtual_service
 
 
@@ -168,3 +174,86 @@ def test_time_is_over_at_the_deadline_and_not_before() -> None:
 
 def test_requests_that_reach_nobody_are_counted_before_the_rollout() -> None:
     assert baseline_window(START, timedelta(seconds=60)) == (START - timedelta(seconds=60), START)
+
+
+def test_one_virtual_service_that_cannot_be_read_holds_what_comes_next() -> None:
+    world = on_two(0)
+    world.unread, world.ready = frozenset({"gateway"}), {"v1": 2, "v2": 2}
+    world.run(60)
+    assert (world.phase, world.reason, world.state.message) == (Phase.PREPARING, "MeshUnreadable", "timeout")
+    assert "SetWeights/reviews" not in world.writes
+    world.rule = None
+    world.run(10)
+    assert (world.phase, world.reason) == (Phase.PREPARING, "MeshUnreadable")
+
+
+def test_a_destination_rule_that_cannot_be_read_holds_it_too() -> None:
+    world = WatchedWorld(ready={"v1": 2})
+    world.run(30)
+    world.rule_unread = True
+    world.run(10)
+    assert (world.phase, world.reason, world.state.message) == (Phase.PREPARING, "MeshUnreadable", "timeout")
+
+
+def test_endpoints_that_cannot_be_read_have_a_deadline_too() -> None:
+    world = World().run(1)
+    world.ready = None
+    world.run()
+    assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "DeadlineExceeded")
+
+
+def test_as_many_endpoints_as_required_are_not_called_too_few() -> None:
+    world = World(found=None, ready={"v1": 2, "v2": 1}).run()
+    assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "DeadlineExceeded")
+
+
+def test_it_is_over_at_the_very_moment_of_the_deadline() -> None:
+    world = World(ready={"v1": 2}).run(60)
+    due = world.state.deadline
+    assert due is not None
+    world.now = due - timedelta(milliseconds=1)
+    world.step()
+    assert (world.phase, world.now) == (Phase.PREPARING, due - timedelta(milliseconds=1))
+    world.now = due
+    world.step()
+    assert world.phase is Phase.ROLLING_BACK
+
+
+def test_a_canary_that_has_everything_is_found_once() -> None:
+    world = World(rollout=spec(version="v1"), rule=destination_rule("v1", "v2")).run()
+    world.ready = {"v2": 2}
+    world.edit("reviews", set_to(("v1", 0), ("v2", 100)))
+    world.run(120)
+    world.apply(version="v2")
+    world.run(60)
+    assert world.events.count("ServingVersionGone") == 1
+
+
+def test_a_canary_that_has_everything_on_one_of_two_routes_is_not_promoted_for_that() -> None:
+    world = on_two(0)
+    world.ready = {"v2": 2}
+    world.edit("reviews", set_to(("v1", 0), ("v2", 100)))
+    world.run(60)
+    assert (world.phase, world.reason, world.shares("v2")) == (Phase.BLOCKED, "StableGone", [100, 0])
+    assert not world.record.promote
+
+
+def test_a_promotion_takes_nothing_from_a_canary_beside_plain_traffic() -> None:
+    world = World(ready={"v1": 2}).run(30)
+    world.edit("reviews", set_to((None, 60), ("v2", 40)))
+    world.ready, world.command = {"v2": 2}, "promote/v2/1"
+    world.run(30)
+    assert world.share("v2") == 100
+    assert min(weight for _, weight in world.weights[1:]) == 40
+
+
+@pytest.mark.parametrize(("lag", "unknown"), [({}, False), ({"thanos": timedelta()}, True)])
+def test_a_provider_is_unknown_where_others_are_defined(lag: dict[str, timedelta], unknown: bool) -> None:
+    world = World().run(0.001)
+    seen = Observation(world._identity(), world._mesh(references=False), world._endpoints())
+    decision = decide(world.rollout, world.state, seen, world.now, DomainSettings(lag=lag))
+    if decision.status.phase is Phase.PREPARING and decision.again:
+        decision = decide(world.rollout, decision.status, seen, world.now, DomainSettings(lag=lag))
+    ready = next(c for c in decision.status.conditions if c.type == "Ready")
+    assert (ready.reason == "ProviderUnknown") is unknown
+    assert ("use one of thanos" in decision.status.message) is unknown

@@ -4,7 +4,9 @@ from datetime import timedelta
 from typing import Any
 
 from canaryrollout.api.status import Phase
-from tests.world import World, destination, spec, virtual_service
+from tests.unit.domain.watchedworld import WatchedWorld, on_two, set_to
+from tests.unit.domain.watchedworld import at as watched_at
+from tests.world import OURS, World, destination, destination_rule, spec, virtual_service
 
 
 def at(world: World, weight: int) -> World:
@@ -197,3 +199,97 @@ def test_a_raise_that_one_of_two_virtual_services_refuses_goes_on_there_once_it_
     assert world.shares("v2") == [30, 30]
     assert "DriftDetected" not in world.events
     assert world.run().phase is Phase.STABLE
+
+
+def test_which_objects_named_the_host_is_on_record_from_the_first_weight_on() -> None:
+    assert watched_at(10).record.host_named_by == ("reviews",)
+    world = at(World(rollout=spec(hold="5m")), 10)
+    world.edit("reviews", lambda mesh: mesh.update(hosts=["ratings"]))
+    world.run(10)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "HostsChanged")
+
+
+def test_a_raise_under_way_goes_on_with_exactly_as_many_endpoints_as_required() -> None:
+    world = watched_at(10, rollout=spec(readiness={"minReady": 2})).refused_raise()
+    world.step()
+    assert world.share("v2") == 30
+
+
+def test_a_raise_that_was_given_up_for_want_of_endpoints_is_decided_anew() -> None:
+    world = watched_at(10, rollout=spec(readiness={"minReady": 2, "unreadyGrace": "5m"})).refused_raise()
+    world.ready = {"v1": 2, "v2": 1}
+    world.step()
+    assert world.record.target is None
+
+
+def test_no_route_is_raised_while_another_cannot_be_read() -> None:
+    world = on_two(10).refused_raise()
+    world.unread = frozenset({"gateway"})
+    world.run(20)
+    assert (world.phase, world.reason, world.shares("v2")) == (Phase.PROGRESSING, "MeshUnreadable", [10, 10])
+    world.unread = frozenset()
+    world.run(3)
+    assert world.shares("v2") == [30, 30]
+
+
+def test_a_first_weight_that_another_wrote_in_part_is_brought_to_its_target() -> None:
+    world = WatchedWorld(rule=destination_rule("v1", "v2")).refused_raise()
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.run(1)
+    assert world.share("v2") == 10
+    assert "DriftDetected" not in world.events
+
+
+def test_a_route_that_is_listed_during_a_raise_is_raised_with_the_others() -> None:
+    world = watched_at(10)
+    world.services["gateway"] = gateway = virtual_service("gateway", {"route": [destination("v1", 100)]})
+    gateway["metadata"]["managedFields"] = [{"manager": OURS, "fieldsV1": {"f:spec": {"f:http": {}}}}]
+    world.refused_raise()
+    listed = [{"name": "reviews"}, {"name": "gateway"}]
+    world.apply(istio={"virtualServices": listed, "destinationRule": {"name": "reviews"}})
+    world.run(2)
+    assert world.shares("v2") == [30, 30]
+    assert not {"DriftDetected", "RollbackResumed"} & set(world.events)
+
+
+def test_more_than_the_target_is_no_rollback_that_was_under_way() -> None:
+    world = watched_at(10).refused_raise()
+    world.edit("reviews", weights(60), OURS)
+    world.run(2)
+    assert "RollbackResumed" not in world.events
+    assert "DriftDetected" in world.events
+
+
+def test_what_a_raise_was_planned_on_is_on_record_before_it_is_written() -> None:
+    world = watched_at(10).refused_raise()
+    world.refusing = frozenset({"reviews"})
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(timeout="3s"))
+    world.step()
+    target = world.record.target
+    assert target is not None
+    assert target.generations == {"reviews": world.services["reviews"]["metadata"]["generation"]}
+
+
+def test_that_a_destination_rule_is_gone_is_said_in_its_own_words() -> None:
+    world = watched_at(10).refused_raise()
+    world.rule = None
+    world.run(3)
+    assert world.state.message == "DestinationRule reviews does not exist"
+
+
+def test_a_promotion_ends_the_wait_for_the_end_of_a_pause() -> None:
+    world = WatchedWorld(rollout=spec(paused=True))
+    world.run(90)
+    assert "awaitingSince" in world.status["rollout"]
+    world.command = "promote/v2/1"
+    world.step()
+    assert (world.record.awaiting_since, world.record.target is not None) == (None, True)
+    assert world.record.awaited_seconds >= 75
+
+
+def test_traffic_beyond_the_target_of_a_raise_is_taken_to_the_weight_before_at_once() -> None:
+    world = watched_at(10).refused_raise()
+    world.edit("reviews", weights(60))
+    world.step()
+    world.step()
+    assert world.share("v2") == 10

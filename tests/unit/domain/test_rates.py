@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from canaryrollout.api.spec import Analysis
-from canaryrollout.api.status import Baseline, FinishedStep, Verdict
+from canaryrollout.api.status import Baseline, Counts, FinishedStep, Verdict
 from canaryrollout.domain.gates import effective_analysis
 from canaryrollout.domain.rates import RateGate, beyond, rate_gates
 from canaryrollout.domain.results import Sample
-from tests.unit.domain.gatecases import BOTH, ERRORS, INTERVAL, T0, blocks, counts, some_blocks
+from tests.unit.domain.gatecases import BOTH, ERRORS, INTERVAL, RELATIVE, T0, blocks, counts, some_blocks
 
 
 def gates(
@@ -113,6 +113,7 @@ class TestUnreached:
             (12, 10, Baseline(seconds=60, unreached=61), 1),  # 12 - 10.17
             (5, 10, Baseline(seconds=60, unreached=600), 0),
             (5, 10, Baseline(seconds=0, unreached=600), 5),
+            (5, 10, Baseline(seconds=1, unreached=600), 0),
             (0, 10, None, 0),
         ],
     )
@@ -142,3 +143,19 @@ class TestUnreached:
             assert gates(*contents[:upto], analysis=ERRORS, baseline=usual)[0].pairs == whole[:upto]
         assert all(0 <= bad <= of for bad, of, _, _ in whole)
         assert sum(bad for bad, *_ in whole) <= sum(c["canary"].errors + c["unreached"] for c in contents)
+
+
+@pytest.mark.parametrize(
+    ("analysis", "stable", "shown"),
+    [(ERRORS, counts(), None), (ERRORS, counts(9, 2), Sample(2, 9)), (RELATIVE, counts(), Sample(0, 0))],
+)
+def test_stable_is_shown_where_it_is_compared_with_or_had_requests(
+    analysis: dict[str, Any], stable: Counts, shown: Sample | None
+) -> None:
+    (gate,) = gates({"canary": counts(100), "stable": stable}, analysis=analysis)
+    assert gate.undecided("LowSample", "").stable == shown
+
+
+def test_the_usual_is_counted_to_the_microsecond() -> None:
+    usual = Baseline(seconds=1, unreached=1_000_000)
+    assert beyond(1_000_001, timedelta(seconds=1, microseconds=1), usual) == 0

@@ -5,8 +5,15 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from canaryrollout.api.status import Phase, RolloutRecord
-from tests.world import SETTINGS, World, spec
+import pytest
+
+from canaryrollout.api.status import CanaryRolloutStatus, Phase, RolloutRecord
+from canaryrollout.domain.draft import Draft, situation
+from canaryrollout.domain.observation import Endpoints, Identity, Observation
+from canaryrollout.domain.readiness import follow_stable, unready
+from tests.world import NAMESPACE, SETTINGS, START, World, spec
+
+SECOND = timedelta(seconds=1)
 
 
 def at(weight: int, **fields: Any) -> World:
@@ -137,3 +144,61 @@ def test_a_canary_is_not_taken_back_to_a_stable_version_that_is_gone_and_is_once
     assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableGone", 30)
     have(world, 3, v1=1, v2=0)
     assert (world.share("v2"), record(world).reason) == (0, "CanaryUnready")
+
+
+def test_a_canary_with_too_few_endpoints_is_not_raised_and_says_how_many_it_lacks() -> None:
+    world = at(10, rollout=spec(readiness={"minReady": 2}))
+    world.ready = {"v1": 2, "v2": 1}
+    world.run(60)
+    assert (world.reason, world.share("v2")) == ("CanaryNotReady", 10)
+    assert world.state.message == "v2 has 1 ready endpoints and needs 2 before it gets more traffic"
+    assert "StepPassed" not in world.events
+    world.ready = None
+    world.run(10)
+    assert "v2 has an unknown number of ready endpoints and needs 2" in world.state.message
+
+
+def test_a_canary_with_exactly_as_many_is() -> None:
+    assert at(10, rollout=spec(readiness={"minReady": 2})).run(60).share("v2") == 30
+
+
+def under_way(weight: int, ready: dict[str, int], unstored: RolloutRecord | None = None, **fields: Any) -> Draft:
+    found = RolloutRecord(version="v2", started_at=START, weight=weight, applied_at=START, **fields)
+    kept = CanaryRolloutStatus(stable_version="v1", rollout=unstored) if unstored is not None else None
+    seen = Observation(Identity(NAMESPACE, "reviews", "u", 1, START), endpoints=Endpoints(ready), unstored=kept)
+    status = CanaryRolloutStatus(stable_version="v1", rollout=found)
+    return Draft(situation(spec(), status, seen, START + timedelta(minutes=1), SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("full", "ready", "weight", "lost"),
+    [
+        (4, 2, 10, True),
+        (4, 3, 10, False),
+        (5, 3, 0, False),
+        (5, 2, 0, True),
+        (4, 2, 50, False),
+        (4, 2, 49, True),
+        (101, 48, 52, True),
+        (100, 49, 51, False),
+        (4, 0, 99, True),
+        (4, 0, 100, False),
+        (0, 0, 10, False),
+    ],
+)
+def test_stable_has_shrunk_where_it_lost_half_and_has_less_than_its_share_needs(
+    full: int, ready: int, weight: int, lost: bool
+) -> None:
+    draft = under_way(weight, {"v1": ready, "v2": 1}, stable_ready=full)
+    follow_stable(draft)
+    assert (draft.record.stable_ready, draft.record.stable_shrunk_since is not None) == (full, lost)
+
+
+@pytest.mark.parametrize(
+    ("other", "taken"),
+    [({}, True), ({"version": "v3"}, False), ({"token": "1"}, False), ({"started_at": START - SECOND}, False)],
+)
+def test_moments_of_another_rollout_do_not_count(other: dict[str, Any], taken: bool) -> None:
+    fields = {"version": "v2", "started_at": START, "unready_since": START} | other
+    draft = under_way(10, {"v1": 2}, RolloutRecord(**fields))
+    assert (unready(draft) is not None) is taken

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from canaryrollout.api.status import Phase
+from tests.unit.domain.watchedworld import at as watched_at
+from tests.unit.domain.watchedworld import set_to
 from tests.world import World, destination, spec, virtual_service
 
 TWO = {
@@ -222,3 +224,135 @@ def test_a_canary_that_cannot_be_taken_anywhere_is_named() -> None:
     world.run(10)
     assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableUnknown", 100)
     assert "no subset of v1 is known to take it back to" in world.state.message
+
+
+ELSEWHERE = {"match": [{"uri": {"prefix": "/ratings"}}], "route": [{"destination": {"host": "ratings"}}]}
+
+
+@pytest.mark.parametrize("deleting", [False, True])
+def test_a_route_that_is_listed_by_name_no_more_is_taken_back_all_the_same(deleting: bool) -> None:
+    listed = {"virtualServices": [{"name": "reviews", "routes": ["primary"]}], "destinationRule": {"name": "reviews"}}
+    routes = virtual_service("reviews", {"name": "primary", "route": [destination("v1")]}, ELSEWHERE)
+    world = at(30, rollout=spec(istio=listed), services={"reviews": routes})
+    world.apply(istio=listed | {"virtualServices": [{"name": "reviews"}]})
+    world.run(10)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "AmbiguousRoutes")
+    world.command, world.deleting = "" if deleting else "abort/v2/1", deleting
+    world.run(60)
+    assert world.services["reviews"]["spec"] == world.originals[0]["reviews"]["spec"]
+
+
+def test_it_is_not_called_done_while_nobody_can_tell_which_route_is_meant() -> None:
+    world = at(30)
+    world.edit("reviews", lambda mesh: mesh["http"].insert(0, ELSEWHERE))
+    world.command = "abort/v2/1"
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "AmbiguousRoutes")
+    assert "v2 should be taken to 0 (a person gave the abort command), but still has traffic" in world.state.message
+    world.edit("reviews", lambda mesh: mesh["http"].pop(0))
+    assert world.run(60).phase is Phase.ROLLED_BACK
+    assert world.share("v2") == 0
+
+
+def test_a_contest_ends_with_the_rollout_it_was_about() -> None:
+    world = at(30)
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.step()
+    assert "contest" in world.status
+    world.apply(version="v1")
+    world.step()
+    assert (world.share("v2"), world.state.contest) == (0, None)
+
+
+def test_a_version_that_has_no_traffic_needs_no_endpoints_of_another_to_end() -> None:
+    world = World(ready={"v1": 2}).run(30)
+    world.ready, world.command = {}, "abort/v2/1"
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "Aborted")
+
+
+def test_traffic_on_one_of_two_routes_stays_as_well_while_stable_is_gone() -> None:
+    world = on_two(30)
+    world.edit("gateway", set_to(("v1", 100), ("v2", 0)))
+    world.ready, world.command = {"v2": 2}, "abort/v2/1"
+    world.run(30)
+    assert (world.phase, world.reason, sorted(world.shares("v2"))) == (Phase.BLOCKED, "StableGone", [0, 30])
+
+
+def test_the_weight_is_0_as_soon_as_the_traffic_is_gone() -> None:
+    world = at(30)
+    world.command = "abort/v2/1"
+    world.run(until=lambda w: w.reason == "Draining")
+    record = world.state.rollout
+    assert record is not None
+    assert (record.weight, world.state.weight) == (0, 0)
+
+
+def test_requests_of_traffic_that_came_back_in_between_may_end_too() -> None:
+    world = at(30)
+    world.command = "abort/v2/1"
+    world.run(until=lambda w: w.reason == "Draining")
+    world.edit("reviews", set_to(("v1", 80), ("v2", 20)))
+    world.step()
+    assert world.share("v2") == 0
+    lowered = world.now
+    world.run(until=lambda w: len(w.services["reviews"]["spec"]["http"][0]["route"]) == 1)
+    assert world.now - lowered >= timedelta(seconds=5)
+
+
+FOREIGN = {"destination": {"host": "ratings"}, "weight": 40}
+
+
+@pytest.mark.parametrize("subsets", [{"v1": "v1"}, {"v1": "v1", "v2": "v2"}])
+@pytest.mark.parametrize("rule", [False, True])
+def test_a_route_that_cannot_be_moved_and_does_not_serve_the_canary_keeps_nothing(
+    subsets: dict[str, str], rule: bool
+) -> None:
+    world = at(30)
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 60), FOREIGN]))
+    world.rule, world.status["subsets"] = world.rule if rule else None, subsets
+    world.command = "abort/v2/1"
+    world.run(30)
+    assert "RolledBack" in world.events
+
+
+def test_a_route_that_cannot_be_moved_and_serves_another_version_than_the_canary_keeps_nothing() -> None:
+    world = at(30)
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v9", 60), FOREIGN]))
+    world.command = "abort/v2/1"
+    world.run(30)
+    assert "RolledBack" in world.events
+
+
+def test_a_route_that_sends_no_requests_on_keeps_nothing() -> None:
+    world = on_two(30)
+    world.edit("gateway", lambda mesh: mesh.update(http=[{"name": "primary", "redirect": {"uri": "/"}}]))
+    world.command = "abort/v2/1"
+    world.run(30)
+    assert "RolledBack" in world.events
+
+
+def test_a_rollback_that_nobody_wrote_down_is_finished_whatever_others_do_meanwhile() -> None:
+    world = on_two(30)
+    before = len(world.writes)
+    world.command, world.crash_at = "abort/v2/1", before + 2
+    world.run(5, until=lambda w: len(w.writes) == w.crash_at)
+    left = next(name for name in ("reviews", "gateway") if max_share(world, name) == 30)
+    world.crash_at, world.command = None, ""
+    world.edit(left, set_to(("v1", 95), ("v2", 5)))
+    world.run(2)
+    assert world.shares("v2") == [0, 0]
+
+
+def max_share(world: World, name: str) -> int:
+    route = world.services[name]["spec"]["http"][0]["route"]
+    return max(int(entry.get("weight", 0)) for entry in route if entry["destination"].get("subset") == "v2")
+
+
+def test_a_spec_that_moves_on_during_a_rollback_is_followed_as_soon_as_it_is_done() -> None:
+    world = watched_at(30)
+    world.command = "abort/v2/1"
+    world.step()
+    world.apply(version="v3")
+    world.run(until=lambda w: w.share("v3") == 10)
+    assert Phase.ROLLED_BACK not in {decision.status.phase for decision in world.decisions}

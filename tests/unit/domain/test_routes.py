@@ -138,3 +138,14 @@ class TestLower:
         observed = Mesh({"a": service("a", x=[("one", 90), ("two", 10)])}, Missing("DestinationRuleNotFound", "gone"))
         (action,) = lower(view(observed, SUBSETS), "v1", "v2", SUBSETS)
         assert action.routes[0].weights == {"one": 100, "two": 0}
+
+
+def test_a_route_at_its_weight_is_not_written_for_what_others_have_at_0() -> None:
+    seen = view(mesh(service("a", x=[("one", 90), ("two", 10), ("all", 0), (None, 0)])), {})
+    assert shift(seen, "v1", "v2", 10, SUBSETS) == ()
+
+
+def test_a_route_without_destinations_gains_them_from_nowhere() -> None:
+    seen = view(mesh(service("a", x=[])), {})
+    (action,) = shift(seen, "v1", "v2", 10, SUBSETS)
+    assert [(found.weights, found.template) for found in action.routes] == [({"one": 90, "two": 10}, None)]

@@ -48,3 +48,7 @@ def test_a_route_that_was_taken_off_the_list_is_looked_at_beside_those_that_stay
 def test_the_only_route_of_a_virtual_service_that_lists_none_is_on_the_list() -> None:
     assert looked_at(listing(("a", [])), altered("a", "")) is None
     assert looked_at(listing(("a", ["x"])), altered("a", "")) is None
+
+
+def test_a_route_that_was_altered_by_name_is_looked_at_after_its_list_was_left_out() -> None:
+    assert looked_at(listing(("a", [])), altered("a", "x")) == {"a": ("x",)}

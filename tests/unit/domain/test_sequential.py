@@ -376,6 +376,7 @@ class TestCarriedEvidence:
             "nan 0.3 0.1 0.1",
             "inf 0.3 0.1 0.1",
             "-1 0.9 0.9 0.2",
+            "1.5 0.9 0.9 0.2",
         ],
     )
     def test_weights_that_cannot_be(self, weights: str) -> None:
@@ -383,6 +384,24 @@ class TestCarriedEvidence:
 
     def test_weights_that_are_missing(self) -> None:
         self.assert_begins_anew({"errorRate max 1%": "2"})
+
+    def test_evidence_for_the_canary_is_gone_on_from_too(self) -> None:
+        texts = {"errorRate max 1%": "0.5", "errorRate max 1% dispersion": "0.25 0.25 0.25 0.25"}
+        judged = verdict(ERRORS, evidence(), finished=(step(texts),))
+        assert log_evidence(judged, "max 1%") == pytest.approx(log(0.5))
+
+    @pytest.mark.parametrize(("before", "reason"), [("5", "WithinLimits"), ("7", "Suspicious")])
+    def test_it_is_suspicious_from_half_way_to_a_failure_on(self, before: str, reason: str) -> None:
+        texts = {"errorRate max 1%": before, "errorRate max 1% dispersion": "0.25 0.25 0.25 0.25"}
+        judged = verdict(ERRORS, evidence(of((1, 100, 5, 900))), finished=(step(texts),))
+        assert judged.reason == reason
+
+    @pytest.mark.parametrize("against", ["max 1%", "maxRelative 150%"])
+    def test_the_limit_that_most_speaks_against_decides_whether_it_is(self, against: str) -> None:
+        texts = {f"errorRate {limit} dispersion": "0.25 0.25 0.25 0.25" for limit in ("max 1%", "maxRelative 150%")}
+        texts |= {"errorRate max 1%": "0.5", "errorRate maxRelative 150%": "0.5", f"errorRate {against}": "20"}
+        judged = verdict(FULL, evidence(of((1, 100, 5, 900))), finished=(step(texts),))
+        assert (judged.verdict, judged.reason) == (Verdict.INCONCLUSIVE, "Suspicious")
 
     def assert_begins_anew(self, texts: dict[str, str]) -> None:
         finished = (step(texts),)
@@ -513,3 +532,23 @@ def test_blocks_before_the_weight_was_in_effect_are_not_weighed() -> None:
     since: datetime = found.blocks[1].start
     assert verdict(FULL, found, since=since).verdict is Verdict.PASS
     assert verdict(FULL, found).verdict is Verdict.FAIL
+
+
+def test_a_limit_of_zero_is_kept_as_surely_as_can_be_by_a_canary_without_failures() -> None:
+    judged = verdict({"errorRate": {"max": "0%"}, **STRICT}, one(counts(1000)))
+    assert (judged.verdict, judged.reason) == (Verdict.PASS, "WithinLimits")
+
+
+def test_where_there_is_nothing_to_compare_with_nothing_is_shown() -> None:
+    judged = verdict(FULL, one(counts(1000, 1), counts()), weight=100)
+    assert judged.verdict is Verdict.PASS
+    assert "against" not in judged.message
+
+
+@pytest.mark.parametrize(("bad", "reason"), [(2, "WithinLimits"), (3, "NotYetSure")])
+def test_to_be_sure_of_a_multiple_takes_as_many_failures_as_to_exceed_it(bad: int, reason: str) -> None:
+    assert verdict({**RELATIVE, **STRICT}, one(counts(1000, bad), counts(100_000, 500))).reason == reason
+
+
+def test_stable_is_not_mentioned_where_no_limit_compares_with_it() -> None:
+    assert "against" not in verdict(ERRORS, one(counts(1000, 1))).message

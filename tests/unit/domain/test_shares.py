@@ -24,6 +24,10 @@ def test_a_single_destination_has_everything(weight: int | None) -> None:
         ([999, 1], (99, 1)),
         ([1, 500, 500], (1, 50, 49)),
         ([10, None, 30], (25, 0, 75)),
+        ([602, 292, 106], (60, 29, 11)),
+        ([100, 5000, 4950], (1, 50, 49)),  # 0.995 %, 49.75 % and 49.25 %: the first has more than its due already
+        ([10_000, 1, 1, 1], (97, 1, 1, 1)),
+        ([10_000, 1, 1], (98, 1, 1)),
     ],
 )
 def test_what_is_left_goes_to_the_largest_remainder(written: list[int | None], shares: tuple[int, ...]) -> None:

@@ -32,3 +32,9 @@ def test_each_step_has_its_own_hold_and_approval() -> None:
     plan = spec(hold="30s", steps=steps)
     assert [hold_of(plan, weight) / timedelta(seconds=1) for weight in (10, 25, 40, 100)] == [30, 30, 120, 0]
     assert [needs_approval(plan, weight) for weight in (10, 25, 40, 100)] == [False, False, True, False]
+
+
+def test_time_counts_from_the_step_that_passed_last() -> None:
+    passed = START + timedelta(minutes=7)
+    record = RolloutRecord(version="v2", started_at=START, last_passed_at=passed, weight=10)
+    assert deadline(spec(hold="30s", progressDeadline="10m"), record) == passed + timedelta(minutes=10, seconds=30)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from canaryrollout.api.status import ChangeKind, Phase
-from tests.world import World, destination, destination_rule, virtual_service
+from canaryrollout.domain.decision import AddSubset
+from tests.world import World, destination, destination_rule, spec, virtual_service
 
 
 def at(weight: int, **fields: Any) -> World:
@@ -105,3 +109,79 @@ class TestAtRest:
         before = len([write for write in world.writes if "/" in write])
         world.run(10)
         assert len([write for write in world.writes if "/" in write]) == before
+
+    def test_it_comes_back_also_where_the_destination_was_not_ours(self) -> None:
+        services = {"reviews": virtual_service("reviews", {"route": [destination("v1", 100), destination("v2", 0)]})}
+        world = World(services=services).run()
+        assert world.state.stable_version == "v2"
+        self.lose(world, "v2")
+        world.run(10)
+        assert subsets(world)["v2"] == "v2"
+
+    def test_it_comes_back_for_one_route_that_names_it(self) -> None:
+        world = self.promoted()
+        world.services["gateway"] = virtual_service("gateway", {"route": [destination(None)]})
+        listed = [{"name": "reviews"}, {"name": "gateway"}]
+        world.apply(istio={"virtualServices": listed, "destinationRule": {"name": "reviews"}})
+        world.run(5)
+        self.lose(world, "v2")
+        world.run(10)
+        assert subsets(world)["v2"] == "v2"
+
+    def test_it_stays_away_where_no_route_names_it(self) -> None:
+        rule = destination_rule()
+        rule["spec"]["subsets"] = []
+        plain = {"reviews": virtual_service("reviews", {"route": [destination(None)]})}
+        world = World(services=plain, rule=rule, rollout=spec(initialStableVersion="v1"), ready={"v1": 2})
+        world.run(until=lambda w: set(subsets(w)) == {"v1", "v2"})
+        world.command = "abort/v2/1"
+        world.run()
+        assert (world.phase, subsets(world)) == (Phase.ROLLED_BACK, {"v1": "v1"})
+        self.lose(world, "v1")
+        self.assert_left_alone(world)
+
+    @pytest.mark.parametrize("other", [False, True])
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_the_authors_own_is_not_our_business_though_something_else_is_ours(self, other: bool, plain: bool) -> None:
+        route = {"route": [destination(None if plain else "v1")]}
+        world = at(10, services={"reviews": virtual_service("reviews", route)}, rollout=spec(initialStableVersion="v1"))
+        if other:
+            kept = {"route": [destination("v2", 0), destination("v1", 100)]}
+            world.services["other"] = virtual_service("other", kept)
+        world.command = "abort/v2/1"
+        world.run()
+        assert (world.phase, "v2" in subsets(world)) == (Phase.ROLLED_BACK, other)
+        self.lose(world, "v1")
+        self.assert_left_alone(world)
+
+    def assert_left_alone(self, world: World) -> None:
+        before = len([write for write in world.writes if "/" in write])
+        world.run(10)
+        assert len([write for write in world.writes if "/" in write]) == before
+
+
+def test_a_name_that_now_stands_for_another_version_is_left_to_it() -> None:
+    world = World(ready={"v1": 2})
+    world.run(until=lambda w: w.reason == "WaitingForCanary")
+    assert world.rule is not None
+    world.rule["spec"]["subsets"][1]["labels"] = {"version": "v9"}
+    decision = world.step()
+    (action,) = decision.actions
+    assert isinstance(action, AddSubset)
+    assert action.name not in ("v1", "v2")
+    assert world.state.subsets["v2"] == action.name, "on record before it is written"
+    assert subsets(world) == {"v1": "v1", "v2": "v9", action.name: "v2"}
+
+
+def test_the_mesh_has_its_time_again_to_learn_of_a_subset_that_was_lost() -> None:
+    world = World(ready={"v1": 2})
+    world.run(until=lambda w: w.reason == "WaitingForCanary")
+    world.run(30)
+    assert world.rule is not None
+    world.rule["spec"]["subsets"].pop()
+    world.ready = {"v1": 2, "v2": 2}
+    world.step()
+    added = world.now
+    assert "v2" in subsets(world)
+    world.run(until=lambda w: w.share("v2") == 10)
+    assert world.now - added >= timedelta(seconds=5)

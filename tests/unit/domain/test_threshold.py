@@ -309,3 +309,8 @@ class TestSmallNumbers:
         judged = verdict(analysis | {"failureLimit": 2}, found)
         assert judged.verdict is Verdict.INCONCLUSIVE
         assert said in judged.message
+
+
+def test_a_limit_of_its_own_is_not_enough_while_stable_serves_and_has_too_few_to_compare_with() -> None:
+    judged = verdict(BOTH | {"latency": None}, one(counts(1000, 1), counts(50)))
+    assert (judged.verdict, judged.reason) == (Verdict.INCONCLUSIVE, "LowStableSample")

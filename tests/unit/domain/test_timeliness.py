@@ -116,3 +116,21 @@ def test_answers_that_may_be_partial_are_not_silence(metrics: list[dict[str, str
     world.warnings = ()
     world.run(60)
     assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "NoData")
+
+
+def test_too_few_requests_are_called_so_however_late_they_are_known() -> None:
+    scarce = ANALYSIS | {"interval": "1s", "minRequests": 100_000}
+    world = LateWorld(rollout=spec(hold="3m", analysis=scarce, progressDeadline="100h"))
+    world.run(60)
+    world.pieces, world.prometheus = 10, False
+    world.run(600)
+    world.prometheus = True
+    reasons: set[str] = set()
+
+    def looked(world: World) -> bool:
+        reasons.add(world.reason)
+        return False
+
+    world.run(60, until=looked)
+    assert "LowSample" in reasons
+    assert "CatchingUp" not in reasons

@@ -1,0 +1,233 @@
+"""A canary with traffic while something goes wrong: what is said, what ends it, and when."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from canaryrollout.api.status import Phase
+from canaryrollout.domain.evidence import MetricReading, MetricValue
+from canaryrollout.domain.observation import Claim
+from tests.unit.domain.watchedworld import WatchedWorld, at, on_two
+from tests.world import START, spec
+
+ANALYSIS: dict[str, Any] = {"interval": "10s", "minRequests": 100, "errorRate": {"max": "1%"}}
+RIVAL = Claim("shop/other", "uid-0", START - timedelta(hours=1), active=True)
+
+
+def ended(world: WatchedWorld) -> tuple[int, str]:
+    return world.share("v2"), world.record.reason
+
+
+class TestDeadline:
+    """A step that does not pass in time is taken back, whatever it waits for."""
+
+    def test_while_its_gates_pass_and_it_is_still_held(self) -> None:
+        world = WatchedWorld(rollout=spec(hold="30s", progressDeadline="30s"))
+        world.run(until=lambda w: w.share("v2") == 10)
+        world.show(60)
+        world.run(until=lambda w: w.reason == "Holding")
+        assert world.state.verdict == "Pass"
+        world.run(60)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_a_query_of_the_users_own_has_no_data(self) -> None:
+        metrics = [{"name": "checkout", "query": "q", "max": "5"}]
+        world = at(10, rollout=spec(analysis=ANALYSIS | {"metrics": metrics}), metric=lambda name, at: None)
+        world.run(60)
+        assert world.share("v2") == 10
+        world.run(900)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_one_of_two_objects_cannot_be_read(self) -> None:
+        world = on_two(10, rollout={"progressDeadline": "2m"})
+        world.unread = frozenset({"gateway"})
+        world.run(60)
+        assert (world.phase, world.reason) == (Phase.PROGRESSING, "MeshUnreadable")
+        world.run(180)
+        assert sorted(world.shares("v2")) == [0, 10]
+        assert world.record.reason == "DeadlineExceeded"
+
+    def test_while_one_of_two_objects_is_missing(self) -> None:
+        world = on_two(10, rollout={"progressDeadline": "2m"})
+        del world.services["gateway"]
+        world.run(60)
+        assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
+        assert world.share("v2") == 10
+        world.run(180)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_another_rollout_claims_the_host(self) -> None:
+        world = at(10, rollout=spec(progressDeadline="2m"))
+        world.claims = (RIVAL,)
+        world.run(60)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "HostClaimed", 10)
+        world.run(180)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_the_canary_has_too_few_endpoints_for_more(self) -> None:
+        world = at(10, rollout=spec(readiness={"minReady": 2}))
+        world.ready = {"v1": 2, "v2": 1}
+        world.run(300)
+        assert (world.reason, world.share("v2")) == ("CanaryNotReady", 10)
+        world.run(600)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_a_promotion_waits_for_endpoints(self) -> None:
+        world = at(10, rollout=spec(readiness={"minReady": 2}))
+        world.ready, world.command = {"v1": 2, "v2": 1}, "promote/v2/1"
+        world.run(900)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_it_stands_still_in_a_pause_before_the_gates_pass(self) -> None:
+        scarce = ANALYSIS | {"minRequests": 100_000}
+        world = at(10, rollout=spec(analysis=scarce))
+        world.apply(paused=True)
+        world.run(3600)
+        assert (world.share("v2"), world.state.deadline) == (10, None)
+        assert world.record.awaiting_since is not None
+        world.apply(paused=False)
+        world.run(60)
+        assert 3590 <= world.record.awaited_seconds <= 3610
+        assert world.share("v2") == 10
+        assert world.state.deadline is not None
+
+
+class TestClaimedHost:
+    """Another rollout judges the host; the canary is watched all the same."""
+
+    def claimed(self) -> WatchedWorld:
+        world = at(10)
+        world.claims = (RIVAL,)
+        world.run(20)
+        assert world.reason == "HostClaimed"
+        return world
+
+    def test_a_canary_without_endpoints_is_taken_back(self) -> None:
+        world = self.claimed()
+        world.ready = {"v1": 2}
+        world.run(20)
+        assert ended(world) == (0, "CanaryUnready")
+
+    def test_a_failing_canary_is_taken_back(self) -> None:
+        world = self.claimed()
+        world.error_rate = lambda version, weight, now: 0.5 if version == "v2" else 0.0
+        world.run(30)
+        assert ended(world) == (0, "GateFailed")
+
+
+def test_a_rule_that_cannot_be_read_leaves_the_phase_as_it_is() -> None:
+    world = at(10)
+    world.rule_unread = True
+    world.run(10)
+    assert (world.phase, world.reason, world.state.message) == (Phase.PROGRESSING, "MeshUnreadable", "timeout")
+
+
+def test_traffic_may_disagree_for_three_intervals() -> None:
+    world = at(10, rollout=spec(analysis=ANALYSIS | {"interval": "60s"}, hold="1h", progressDeadline="2h"))
+    world.show(60)
+    applied = world.record.applied_at
+    world.run(600, until=lambda w: "ShareContradicts" in w.events)
+    since = world.record.in_effect_at
+    assert applied is not None
+    assert since is not None
+    assert timedelta(seconds=180) <= since - applied < timedelta(seconds=245)
+
+
+def test_a_step_is_compared_with_stable_in_the_steps_before_it() -> None:
+    world = WatchedWorld(rollout=spec(analysis=ANALYSIS | {"errorRate": {"maxRelative": "150%"}}))
+    world.run()
+    assert (world.phase, world.state.stable_version) == (Phase.STABLE, "v2")
+
+
+def test_at_all_the_traffic_a_pause_holds_nothing_back() -> None:
+    world = at(100)
+    world.apply(paused=True)
+    world.run(300)
+    assert world.state.stable_version == "v2"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_found_of_traffic_is_shown_again_where_it_was_lost(restarted: bool) -> None:
+    world = at(10, rollout=spec(hold="5m"))
+    world.run(30)
+    before = world.condition("TrafficConverged")
+    assert before.reason == "Converged"
+    world.status["conditions"] = [c for c in world.status["conditions"] if c["type"] != "TrafficConverged"]
+    world.restarted = restarted
+    world.step()
+    found = world.condition("TrafficConverged")
+    assert (found.status, found.reason) == ("True", "Converged")
+    assert found.message == ("" if restarted else before.message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({"paused": True}, "Paused"), ({"steps": [{"weight": 10, "approval": "Required"}, {"weight": 100}]}, "Approval")],
+)
+def test_who_waits_for_a_person_writes_nothing_meanwhile(fields: dict[str, Any], reason: str) -> None:
+    world = at(10)
+    world.apply(**fields)
+    world.run(300)
+    assert world.reason.endswith(reason)
+    before = len(world.writes)
+    world.run(600)
+    assert len(world.writes) == before
+
+
+def test_a_promotion_waits_for_the_endpoints_that_it_needs() -> None:
+    world = at(10, rollout=spec(readiness={"minReady": 2}))
+    world.ready, world.command = {"v1": 2, "v2": 1}, "promote/v2/1"
+    world.run(30)
+    assert (world.reason, world.share("v2"), world.record.target) == ("CanaryNotReady", 10, None)
+    assert "gets no more traffic" not in " ".join(decision.status.message for decision in world.decisions)
+
+
+def test_a_rollback_that_nobody_wrote_down_is_finished_in_a_pause_too() -> None:
+    world = at(10)
+    world.apply(paused=True)
+    world.run(120)
+    assert world.record.awaiting_since is not None
+    world.command, world.crash_at, world.crash_after = "abort/v2/1", len(world.writes) + 1, True
+    world.run(1)
+    assert world.share("v2") == 0
+    world.command, world.restarted = "", True
+    world.run(10)
+    assert world.phase is Phase.ROLLING_BACK
+    world.restarted = False
+    assert world.run(60).phase is Phase.ROLLED_BACK
+
+
+def test_after_a_restart_it_is_not_known_yet_whether_the_provider_answers() -> None:
+    world = at(10)
+    world.restarted = True
+    world.step()
+    condition = world.condition("AnalysisHealthy")
+    assert (condition.status, condition.reason) == ("Unknown", "AwaitingData")
+
+
+class Unanswerable(WatchedWorld):
+    """A world whose provider cannot answer the user's own queries with one number."""
+
+    def _reading(self, name: str, at: datetime) -> MetricReading:
+        return MetricReading(at, MetricValue(None, at, "it answers with two series", "BadQuery"))
+
+
+def test_a_query_that_can_never_be_judged_is_shown_as_what_keeps_the_step() -> None:
+    metrics = [{"name": "checkout", "query": "q", "max": "5"}]
+    world = Unanswerable(rollout=spec(analysis=ANALYSIS | {"metrics": metrics}))
+    world.run(60)
+    condition = world.condition("AnalysisHealthy")
+    assert (world.share("v2"), condition.status, condition.reason) == (10, "False", "BadQuery")
+    assert condition.message == "checkout: it answers with two series"
+
+
+@pytest.mark.parametrize("warnings", [(), ("store eu-1 is away",)])
+def test_silence_takes_a_canary_back_unless_it_may_be_in_the_part_that_is_missing(warnings: tuple[str, ...]) -> None:
+    world = at(10, rollout=spec(analysis=ANALYSIS | {"onNoData": "Rollback"}), canary_seen=False)
+    world.warnings = warnings
+    world.run(180)
+    assert (world.share("v2") == 0) is (not warnings)
+    assert (world.record.reason == "NoData") is (not warnings)
