@@ -19,7 +19,7 @@ MESSAGE = "; ".join(PROBLEMS)
 
 def decided(**fields: Any) -> Decision:
     identity = Identity(NAMESPACE, "reviews", "uid-1", 3, START)
-    return decide_invalid(CanaryRolloutStatus(**fields), identity, PROBLEMS, START + timedelta(microseconds=999_999))
+    return decide_invalid(CanaryRolloutStatus(**fields), identity, PROBLEMS, START + timedelta(microseconds=999_998))
 
 
 def ready(status: str) -> Condition:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from canaryrollout.api.status import Phase
-from canaryrollout.domain.evidence import MetricReading, MetricValue
+from canaryrollout.domain.evidence import Evidence, EvidenceRequest, MetricReading, MetricValue
 from canaryrollout.domain.observation import Claim
-from tests.unit.domain.watchedworld import WatchedWorld, at, on_two
-from tests.world import START, spec
+from tests.unit.domain.watchedworld import WatchedWorld, at, on_two, set_to
+from tests.world import OURS, START, spec, virtual_service
 
 ANALYSIS: dict[str, Any] = {"interval": "10s", "minRequests": 100, "errorRate": {"max": "1%"}}
 RIVAL = Claim("shop/other", "uid-0", START - timedelta(hours=1), active=True)
@@ -19,6 +19,12 @@ RIVAL = Claim("shop/other", "uid-0", START - timedelta(hours=1), active=True)
 
 def ended(world: WatchedWorld) -> tuple[int, str]:
     return world.share("v2"), world.record.reason
+
+
+def written(world: WatchedWorld, name: str = "reviews") -> int:
+    """Return the weight of the canary's subset, whatever it stands for."""
+    route = world.services[name]["spec"]["http"][0]["route"]
+    return sum(entry.get("weight", 0) for entry in route if entry["destination"].get("subset") == "v2")
 
 
 class TestDeadline:
@@ -66,6 +72,34 @@ class TestDeadline:
         assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "HostClaimed", 10)
         world.run(180)
         assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_an_object_has_lost_the_host(self) -> None:
+        world = at(10, rollout=spec(progressDeadline="2m"))
+        world.edit("reviews", lambda mesh: mesh.update(hosts=["ratings"]))
+        world.run(60)
+        assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "HostsChanged", 10)
+        world.run(180)
+        assert ended(world) == (0, "DeadlineExceeded")
+
+    def test_while_the_destination_rule_is_missing(self) -> None:
+        world = at(10, rollout=spec(progressDeadline="2m"))
+        world.rule = None
+        world.run(60)
+        assert (world.phase, world.reason, written(world)) == (Phase.BLOCKED, "DestinationRuleNotFound", 10)
+        world.run(180)
+        assert (written(world), world.record.reason) == (0, "DeadlineExceeded")
+
+    def test_while_a_lost_subset_cannot_be_put_back(self) -> None:
+        listed = {"virtualServices": [{"name": "gateway"}], "destinationRule": {"name": "reviews"}}
+        services = {"gateway": virtual_service("gateway")}
+        world = at(10, rollout=spec(progressDeadline="2m", istio=listed), services=services)
+        world.refusing = frozenset({"reviews"})
+        assert world.rule is not None
+        world.rule["spec"]["subsets"] = world.rule["spec"]["subsets"][:1]
+        world.run(60)
+        assert (world.reason, written(world, "gateway")) == ("AddingSubset", 10)
+        world.run(180)
+        assert (written(world, "gateway"), world.record.reason) == (0, "DeadlineExceeded")
 
     def test_while_the_canary_has_too_few_endpoints_for_more(self) -> None:
         world = at(10, rollout=spec(readiness={"minReady": 2}))
@@ -231,3 +265,63 @@ def test_silence_takes_a_canary_back_unless_it_may_be_in_the_part_that_is_missin
     world.run(180)
     assert (world.share("v2") == 0) is (not warnings)
     assert (world.record.reason == "NoData") is (not warnings)
+
+
+def test_traffic_beyond_the_weight_on_one_route_is_answered_at_once_however_few_endpoints_there_are() -> None:
+    world = on_two(30, rollout={"hold": "5m", "readiness": {"minReady": 2}})
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.edit("gateway", set_to(("v1", 40), ("v2", 60)))
+    world.ready = {"v1": 2, "v2": 1}
+    world.step()
+    world.step()
+    assert max(world.shares("v2")) == 30
+
+
+class Slow(WatchedWorld):
+    """A world whose provider has one of two answers before the other."""
+
+    lacking: str = ""
+
+    def _evidence(self, request: EvidenceRequest | None) -> Evidence | None:
+        which = "opening" if request is not None and request.until is not None else "evidence"
+        return None if which == self.lacking else super()._evidence(request)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "seconds", "reason"),
+    [("opening", 60, ""), ("evidence", 60, ""), ("", 60, "RollbackResumed"), ("evidence", 5, "RollbackResumed")],
+)
+def test_who_finishes_a_rollback_asks_why_as_long_as_an_answer_may_tell(
+    lacking: str, seconds: int, reason: str
+) -> None:
+    world = Slow(rollout=spec(hold="5m"))
+    world.run(until=lambda w: w.share("v2") == 30 and w.state.weight == 30)
+    world.run(seconds)
+    world.edit("reviews", set_to(("v1", 100), ("v2", 0)), OURS)
+    world.lacking = lacking
+    world.step()
+    assert (world.phase, world.record.reason) == (Phase.ROLLING_BACK, reason)
+
+
+def test_a_rollback_that_another_route_still_waits_for_asks_nobody_why() -> None:
+    world = on_two(30, rollout={"hold": "5m"})
+    world.run(60)
+    world.edit("reviews", set_to(("v1", 100), ("v2", 0)), OURS)
+    world.restarted = True
+    world.step()
+    assert (world.shares("v2"), world.record.reason) == ([0, 0], "RollbackResumed")
+
+
+def test_the_first_weight_is_told_from_none_at_all() -> None:
+    world = at(2, rollout=spec(steps=[{"weight": 2}, {"weight": 100}]))
+    world.run(16)
+    assert world.record.convergence == "Converged"
+
+
+def test_the_time_in_which_a_person_was_awaited_counts_for_the_step_that_waited() -> None:
+    world = at(10, rollout=spec(steps=[{"weight": 10, "approval": "Required"}, {"weight": 100}]))
+    world.run(600)
+    assert world.reason == "AwaitingApproval"
+    world.command = "approve/v2/1"
+    world.run(until=lambda w: w.share("v2") == 100)
+    assert world.record.awaited_seconds == 0

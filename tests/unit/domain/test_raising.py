@@ -291,5 +291,4 @@ def test_traffic_beyond_the_target_of_a_raise_is_taken_to_the_weight_before_at_o
     world = watched_at(10).refused_raise()
     world.edit("reviews", weights(60))
     world.step()
-    world.step()
     assert world.share("v2") == 10

@@ -134,3 +134,11 @@ def test_too_few_requests_are_called_so_however_late_they_are_known() -> None:
     world.run(60, until=looked)
     assert "LowSample" in reasons
     assert "CatchingUp" not in reasons
+
+
+def test_a_step_that_never_catches_up_has_a_deadline() -> None:
+    world = LateWorld(rollout=spec(analysis=ANALYSIS | {"metrics": [METRIC]}), readings_late=timedelta(seconds=200))
+    world.run(400)
+    assert (world.reason, world.share("v2")) == ("CatchingUp", 10)
+    world.run()
+    assert (world.phase, world.reason) == (Phase.ROLLED_BACK, "DeadlineExceeded")
