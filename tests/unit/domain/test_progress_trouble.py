@@ -51,10 +51,20 @@ class TestDeadline:
         world = on_two(10, rollout={"progressDeadline": "2m"})
         world.unread = frozenset({"gateway"})
         world.run(60)
-        assert (world.phase, world.reason) == (Phase.PROGRESSING, "MeshUnreadable")
+        assert (world.phase, world.reason, world.record.target) == (Phase.PROGRESSING, "MeshUnreadable", None)
         world.run(180)
         assert sorted(world.shares("v2")) == [0, 10]
         assert world.record.reason == "DeadlineExceeded"
+
+    def test_while_the_provider_is_away(self) -> None:
+        world = at(10, rollout=spec(hold="2m", progressDeadline="2m"))
+        world.run(60)
+        assert world.reason == "Holding"
+        world.prometheus = False
+        world.run(60)
+        assert (world.reason, world.share("v2")) == ("ProviderError", 10)
+        world.run(600)
+        assert ended(world) == (0, "DeadlineExceeded")
 
     def test_while_one_of_two_objects_is_missing(self) -> None:
         world = on_two(10, rollout={"progressDeadline": "2m"})
@@ -325,3 +335,12 @@ def test_the_time_in_which_a_person_was_awaited_counts_for_the_step_that_waited(
     world.command = "approve/v2/1"
     world.run(until=lambda w: w.share("v2") == 100)
     assert world.record.awaited_seconds == 0
+
+
+def test_a_step_that_passed_leaves_no_contest_to_the_next() -> None:
+    world = at(10)
+    world.edit("reviews", set_to(("v1", 100), ("v2", 0)))
+    world.run(60, until=lambda w: w.share("v2") == 10)
+    assert world.state.contest is not None
+    world.run(until=lambda w: w.share("v2") == 30)
+    assert world.state.contest is None
