@@ -40,7 +40,6 @@ COVERED: Final = "TrafficCovered"
 WRITE_FAILED: Final = "WriteFailed"
 LASTING: Final = 2
 """So many failures of a write in a row are said in an Event, too: once may happen to anybody."""
-_MOVING: Final = frozenset({Phase.PREPARING, Phase.PROGRESSING, Phase.PAUSED, Phase.PROMOTING, Phase.ROLLING_BACK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,10 +279,9 @@ class Draft:
         # Not ready before the wanted version serves, or `kubectl wait` would return right after `kubectl apply`.
         drifting = reason in ("WeightDrift", "WeightReasserted")
         ready = phase is Phase.STABLE and self.status.stable_version == self.case.spec.version and not drifting
-        moving = phase in _MOVING or (phase is Phase.STABLE and not ready)
         states = {
             "Ready": ("True" if ready else "False", reason, message),
-            "Reconciling": ("True" if moving and not stalled else "False", reason, message),
+            "Reconciling": ("True" if not ready and not stalled else "False", reason, message),
             "Stalled": ("True" if stalled else "False", reason, message),
             **self._conditions,
         }

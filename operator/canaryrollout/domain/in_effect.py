@@ -31,7 +31,7 @@ def converge(draft: Draft) -> Decision | None:
     bound = _look_until(draft, record.applied_at)
     found = _found(draft, record.applied_at, None if required else bound)
     late = evidence is not None and evidence.until >= bound
-    if found.state is State.SHARE_CONTRADICTS and (late or found.since is not None):
+    if found.state is State.SHARE_CONTRADICTS and late:
         looked = format_duration(bound - grid_start(record.applied_at, case.settings.propagation))
         draft.note_once(found.state, f"{found.message}; looking for {looked} did not change that", warning=True)
     if found.since is not None:

@@ -315,6 +315,5 @@ def _promote(draft: Draft, message: str) -> Decision:
     record = draft.record
     former = draft.status.stable_version
     draft.update(stable_version=record.version)
-    draft.rollout(drained_since=None, cleaned_at=None)
     draft.note("Promoted", f"{message}: {record.version} is stable now, it was {former}")
     return draft.move(Phase.PROMOTING, "Promoted", message, again=True)

@@ -88,3 +88,30 @@ def test_no_deadline_is_shown_while_promoting() -> None:
     world = World()
     world.run(until=lambda w: w.phase is Phase.PROMOTING)
     assert world.state.deadline is None
+
+
+def test_the_deadline_runs_again_after_a_pause_although_weights_were_contested() -> None:
+    world = at(10, hold="10m", progressDeadline="30m", paused=False)
+    world.apply(paused=True)
+    world.run(900)
+    assert world.state.deadline is None
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 95), destination("v2", 5)]))
+    world.run(30)
+    assert world.state.contest is not None
+    world.apply(paused=False, hold="20m")
+    world.run(5)
+    assert world.state.contest is not None
+    assert world.state.deadline is not None
+
+
+def test_at_the_very_moment_of_the_deadline_it_is_over() -> None:
+    world = at(10, **HOLD)
+    world.refusing = frozenset({"reviews"})
+    world.run(45)
+    assert world.reason == "SettingWeight"
+    due = world.state.deadline
+    assert due is not None
+    world.now = due
+    world.step()
+    assert world.state.deadline is None
+    assert world.events.count("DeadlineExceeded") == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from canaryrollout.api.status import HistoryEntry, Phase, RolloutRecord
-from tests.world import START, World, spec
+from tests.world import START, World, destination, spec
 
 ANALYSIS: dict[str, Any] = {"interval": "10s", "minRequests": 100, "errorRate": {"max": "1%"}}
 
@@ -343,3 +343,27 @@ class TestRollbackCutShort:
         route[0]["weight"], route[1]["weight"] = 100, 0
         world.step()
         assert record(world).reason == "RollbackResumed"
+
+
+def test_at_the_last_step_errors_are_compared_with_what_the_stable_version_had_in_the_steps_before() -> None:
+    """It has no requests any more."""
+    analysis = {"interval": "10s", "minRequests": 100, "errorRate": {"maxRelative": "100%"}}
+    world = World(rollout=spec(analysis=analysis))
+    world.error_rate = lambda version, weight, now: 0.08 if (version, weight) == ("v2", 100) else 0.01
+    world.run(until=lambda w: w.share("v2") == 100)
+    assert world.run().phase is Phase.ROLLED_BACK
+    record = world.state.rollout
+    assert record is not None
+    assert record.reason == "GateFailed"
+    assert record.explanation.startswith("at 100 %: ")
+
+
+def test_a_contest_is_forgotten_once_the_weights_have_stayed() -> None:
+    world = at(10)
+    world.apply(paused=True)
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 95), destination("v2", 5)]))
+    world.run(60)
+    assert (world.share("v2"), world.events.count("WeightReasserted")) == (10, 1)
+    assert "contest" in world.status
+    world.run(3600)
+    assert "contest" not in world.status
