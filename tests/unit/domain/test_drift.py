@@ -417,8 +417,7 @@ def test_a_change_is_respected_although_an_earlier_write_was_not_accepted() -> N
 
 def test_a_route_of_the_destination_rules_name_that_is_newly_listed_is_brought_along() -> None:
     """Our subset is on record under the same name as the VirtualService."""
-    route = {"route": [destination("v1", 100)]}
-    services = {name: virtual_service(name, dict(route)) for name in ("gateway", "reviews")}
+    services = {name: virtual_service(name, {"route": [destination("v1", 100)]}) for name in ("gateway", "reviews")}
     rule = {"destinationRule": {"name": "reviews"}}
     world = World(rollout=spec(hold="5m", istio={"virtualServices": [{"name": "gateway"}]} | rule), services=services)
     world.run(until=lambda w: w.share("v2") == 30 and w.state.weight == 30)
