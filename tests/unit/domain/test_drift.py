@@ -481,7 +481,7 @@ def test_only_who_goes_on_after_giving_way_is_called_so() -> None:
 def test_a_dead_version_that_gains_nothing_keeps_no_traffic_from_the_canary() -> None:
     world = at(30, rollout=spec(hold="5m"), rule=destination_rule("v1", "v9"))
     world.edit("reviews", set_to(("v1", 70), ("v9", 30), ("v2", 0)))
-    world.ready = {"v2": 2}
+    world.ready = {"v2": 2, "v9": 2}
     world.step()
     assert answered(world, 30) < INTERVAL + timedelta(seconds=2)
 

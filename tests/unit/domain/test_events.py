@@ -86,7 +86,10 @@ def dead_stable_with_all_traffic_gone() -> WatchedWorld:
     return world
 
 
-SPLIT = {"services": plain(destination("v1", 80), destination("v2", 20)), "rule": destination_rule("v1", "v2")}
+SPLIT: dict[str, Any] = {
+    "services": plain(destination("v1", 80), destination("v2", 20)),
+    "rule": destination_rule("v1", "v2"),
+}
 SCARCE = {"interval": "10s", "minRequests": 100_000}
 ENDED = {"GateFailed", "RolledBack"}
 SLOW = {"TooLittleTraffic", "DeadlineExceeded"}

@@ -43,7 +43,7 @@ def asked(
     return needs(spec(), seen, who, START + timedelta(minutes=1), settings)
 
 
-WEIGHTED = {"weight": 10, "applied_at": START}
+WEIGHTED: dict[str, Any] = {"weight": 10, "applied_at": START}
 
 
 class TestEvidence:
@@ -147,7 +147,7 @@ class TestClosing:
 
 class TestAtRest:
     def test_endpoints_are_read_where_somebody_contests_the_weights(self) -> None:
-        ended = {"reason": "Aborted", "ended_at": START}
+        ended: dict[str, Any] = {"reason": "Aborted", "ended_at": START}
         contest = Contest(manager="argocd", not_before=START)
         assert asked(**ended) == Needs(mesh=True)
         assert asked(status={"contest": contest}, **ended) == Needs(mesh=True, endpoints=True)

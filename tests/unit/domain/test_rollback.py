@@ -208,7 +208,8 @@ def test_a_contest_ends_with_the_rollout_it_was_about() -> None:
     world = at(30)
     world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
     world.step()
-    assert world.state.contest is not None
+    contested = world.state
+    assert contested.contest is not None
     world.apply(version="v1")
     world.step()
     assert (world.share("v2"), world.state.contest) == (0, None)
@@ -296,7 +297,7 @@ def test_a_rollback_that_nobody_wrote_down_is_finished_whatever_others_do_meanwh
 
 def max_share(world: World, name: str) -> int:
     route = world.services[name]["spec"]["http"][0]["route"]
-    return max(entry.get("weight", 0) for entry in route if entry["destination"].get("subset") == "v2")
+    return max(int(entry.get("weight", 0)) for entry in route if entry["destination"].get("subset") == "v2")
 
 
 def test_a_spec_that_moves_on_during_a_rollback_is_followed_as_soon_as_it_is_done() -> None:
