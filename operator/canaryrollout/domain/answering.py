@@ -83,8 +83,10 @@ def _retry(draft: Draft, command: Command) -> str:
         return f"{record.version} is being taken back; retry once that is done"
     if record is None or record.ended_at is None:
         return "nothing was taken back"
-    if command.version != record.version or command.version != draft.case.spec.version:
-        return f"{record.version} was taken back, and spec.version is {draft.case.spec.version}, not {command.version}"
+    if command.version != record.version:
+        return f"{record.version} was taken back, not {command.version}"
+    if command.version != draft.case.spec.version:
+        return f"{record.version} was taken back, and spec.version is {draft.case.spec.version} now"
     anew = RolloutRecord(version=record.version, token=command.token, started_at=draft.case.now)
     draft.update(rollout=anew.model_copy(update={"baseline": recent_baseline(draft, record)}))
     draft.note("Retried", f"{record.version} starts anew")

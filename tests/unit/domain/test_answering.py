@@ -113,7 +113,7 @@ class TestRetry:
 
     def test_another_version_than_the_one_that_was_taken_back(self) -> None:
         world = taken_back()
-        words = "refused: v2 was taken back, and spec.version is v2, not v3"
+        words = "refused: v2 was taken back, not v3"
         assert given(world, "retry/v3/1") == words
         assert world.run().phase is Phase.ROLLED_BACK
 
@@ -158,11 +158,14 @@ def test_a_command_is_answered_before_the_stable_version_is_known() -> None:
     assert given(world, "abort/v2/1") == "refused: no rollout is under way"
 
 
-@pytest.mark.parametrize("command", ["retry/v2/1", "retry/v3/1"])
-def test_a_retry_that_comes_with_another_version_is_not_heeded(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [("retry/v2/1", "v2 was taken back, and spec.version is v3 now"), ("retry/v3/1", "v2 was taken back, not v3")],
+)
+def test_a_retry_that_comes_with_another_version_is_not_heeded(command: str, words: str) -> None:
     world = taken_back()
     world.apply(version="v3")
-    assert given(world, command).startswith("refused: v2 was taken back, and spec.version is v3, not v")
+    assert given(world, command) == f"refused: {words}"
     world.run(until=lambda w: w.share("v3") == 10)
     assert record(world).version == "v3"
 

@@ -417,8 +417,7 @@ def test_a_change_is_respected_although_an_earlier_write_was_not_accepted() -> N
 
 def test_a_route_of_the_destination_rules_name_that_is_newly_listed_is_brought_along() -> None:
     """Our subset is on record under the same name as the VirtualService."""
-    route = {"route": [destination("v1", 100)]}
-    services = {name: virtual_service(name, dict(route)) for name in ("gateway", "reviews")}
+    services = {name: virtual_service(name, {"route": [destination("v1", 100)]}) for name in ("gateway", "reviews")}
     rule = {"destinationRule": {"name": "reviews"}}
     world = World(rollout=spec(hold="5m", istio={"virtualServices": [{"name": "gateway"}]} | rule), services=services)
     world.run(until=lambda w: w.share("v2") == 30 and w.state.weight == 30)
@@ -482,7 +481,7 @@ def test_only_who_goes_on_after_giving_way_is_called_so() -> None:
 def test_a_dead_version_that_gains_nothing_keeps_no_traffic_from_the_canary() -> None:
     world = at(30, rollout=spec(hold="5m"), rule=destination_rule("v1", "v9"))
     world.edit("reviews", set_to(("v1", 70), ("v9", 30), ("v2", 0)))
-    world.ready = {"v2": 2}
+    world.ready = {"v2": 2, "v9": 2}
     world.step()
     assert answered(world, 30) < INTERVAL + timedelta(seconds=2)
 

@@ -159,3 +159,20 @@ def test_who_was_there_first_judges_the_host(active: bool) -> None:
     assert seen(World(claims=(older,))) == (Phase.BLOCKED, "HostClaimed", None)
     younger = Claim("shop/other", "uid-0", START + timedelta(hours=1), active=False)
     assert seen(World(claims=(younger,)))[0] is Phase.STABLE
+
+
+def test_who_judges_a_host_at_rest_begins_nothing_that_another_has_the_older_right_to() -> None:
+    older = Claim("shop/other", "uid-0", START - timedelta(hours=1), active=False)
+    world = World(rollout=spec(version="v1")).run()
+    world.claims = (older,)
+    world.apply(version="v2")
+    assert seen(world) == (Phase.BLOCKED, "HostClaimed", "v1")
+    under_way = World().run(until=lambda w: w.share("v2") == 10)
+    under_way.claims = (older,)
+    assert under_way.run().state.stable_version == "v2", "who is at it goes on"
+
+
+def test_what_is_found_is_on_record_with_its_version() -> None:
+    world = World()
+    world.step()
+    assert [(entry.reason, entry.version) for entry in world.state.history] == [("StableVersionFound", "v1")]

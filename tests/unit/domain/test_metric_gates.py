@@ -388,3 +388,15 @@ def test_above_a_baseline_of_zero_nothing_passes_a_multiple(value: str) -> None:
 def test_what_is_allowed_is_mentioned_once_a_value_was_outside() -> None:
     assert judged({**BOUNDS, "failureLimit": 2}, 3).message == "failures is 3 (min 1, max 5)"
     assert judged({**BOUNDS, "failureLimit": 2}, 9, 3).message.endswith("; 1 of 2 values outside, 2 allowed")
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "shown"),
+    [
+        ({"max": "5.41485"}, "5.4148", "5.4148"),
+        ({"min": "1", "max": "5"}, "5.0000001", "5.0000001"),
+        ({"min": "5", "max": "9"}, "4.9999999", "4.9999999"),
+    ],
+)
+def test_a_value_is_shown_on_its_side_of_every_limit(limits: dict[str, str], value: str, shown: str) -> None:
+    assert judged(limits, value).message.startswith(f"failures is {shown} (")

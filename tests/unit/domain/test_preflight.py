@@ -181,8 +181,7 @@ def test_promote_asks_no_more_from_the_same_moment_on() -> None:
     world = World(found={"refused": "provider default is not for namespace shop"}).run(60)
     assert (world.phase, world.reason) == (Phase.BLOCKED, "ProviderRefused")
     world.command = "promote/v2/1"
-    world.step()
-    assert world.phase is Phase.PREPARING
+    assert world.step().status.phase is Phase.PREPARING
 
 
 class Apart(World):

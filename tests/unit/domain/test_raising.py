@@ -280,7 +280,8 @@ def test_that_a_destination_rule_is_gone_is_said_in_its_own_words() -> None:
 def test_a_promotion_ends_the_wait_for_the_end_of_a_pause() -> None:
     world = WatchedWorld(rollout=spec(paused=True))
     world.run(90)
-    assert "awaitingSince" in world.status["rollout"]
+    before = world.record
+    assert before.awaiting_since is not None
     world.command = "promote/v2/1"
     world.step()
     assert (world.record.awaiting_since, world.record.target is not None) == (None, True)

@@ -258,7 +258,8 @@ def test_a_contest_ends_with_the_rollout_it_was_about() -> None:
     world = at(30)
     world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
     world.step()
-    assert "contest" in world.status
+    contested = world.state
+    assert contested.contest is not None
     world.apply(version="v1")
     world.step()
     assert (world.share("v2"), world.state.contest) == (0, None)

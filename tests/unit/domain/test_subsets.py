@@ -185,3 +185,16 @@ def test_the_mesh_has_its_time_again_to_learn_of_a_subset_that_was_lost() -> Non
     assert "v2" in subsets(world)
     world.run(until=lambda w: w.share("v2") == 10)
     assert world.now - added >= timedelta(seconds=5)
+
+
+def test_the_subset_of_a_version_that_is_being_promoted_comes_back_before_the_clean_up() -> None:
+    world = World().run()
+    world.apply(version="v3")
+    world.run(until=lambda w: w.phase is Phase.PROMOTING)
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [s for s in world.rule["spec"]["subsets"] if s["name"] != "v3"]
+    before = len(world.writes)
+    world.run(60)
+    mesh = [write for write in world.writes[before:] if "/" in write]
+    assert mesh[0] == "AddSubset/reviews"
+    assert subsets(world) == {"v1": "v1", "v3": "v3"}
