@@ -57,7 +57,7 @@ mutate: $(READY) ## Try small faults in the core and list in docs/mutation.md th
 test-cluster: $(READY) ## Run the tests on a real API server
 	@$(PYTEST) tests/cluster tests/faults -m "not faults" -q
 
-faults: $(READY) ## Run every row of the fault matrix, and write docs/reliability.md from what was seen
+faults: $(READY) ## Run every row of the fault matrix, and write docs/reliability.md from what was seen (70 minutes)
 	@status=0; $(PYTEST) tests/faults tests/cluster tests/mesh --rows -v || status=$$?; \
 		$(BIN)/python -m tests.faults.report && exit $$status
 
