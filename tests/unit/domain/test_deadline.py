@@ -115,3 +115,42 @@ def test_at_the_very_moment_of_the_deadline_it_is_over() -> None:
     world.step()
     assert world.state.deadline is None
     assert world.events.count("DeadlineExceeded") == 1
+
+
+def _lower(world: World) -> None:
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(route=[destination("v1", 95), destination("v2", 5)]))
+
+
+def test_while_a_person_is_awaited_it_is_said_since_when_and_nothing_is_written() -> None:
+    world = at(10, steps=[{"weight": 10, "approval": "Required"}, {"weight": 100}])
+    world.run(until=lambda w: w.reason == "AwaitingApproval")
+    before = world.status["rollout"]
+    assert "awaitingSince" in before
+    world.run(3600)
+    assert world.reason == "AwaitingApproval"
+    assert world.status["rollout"] == before
+
+
+def test_while_the_operator_has_given_way_it_is_said_since_when_and_nothing_is_written() -> None:
+    world = at(10, hold="10m")
+    for _ in range(4):
+        _lower(world)
+        world.run(100, until=lambda w: w.reason == "WeightContested" or w.share("v2") == 10)
+    world.run(60)
+    assert world.reason == "WeightContested"
+    before = world.status["rollout"]
+    assert "awaitingSince" in before
+    world.run(3600)
+    assert world.reason == "WeightContested"
+    assert world.status["rollout"] == before
+
+
+def test_a_pause_stops_the_deadline_from_the_first_look_on_whatever_is_waited_for() -> None:
+    world = at(10)
+    world.prometheus = False
+    world.run(60)
+    world.apply(paused=True)
+    world.step()
+    before = world.status["rollout"]["awaitingSince"]
+    world.run(3600)
+    assert (world.state.deadline, world.status["rollout"]["awaitingSince"]) == (None, before)

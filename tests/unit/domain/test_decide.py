@@ -332,6 +332,7 @@ class TestClaims:
         world = World(claims=(older,)).run(5)
         assert (world.phase, world.reason) == (Phase.BLOCKED, "HostClaimed")
         assert "shop/other" in world.state.message
+        assert world.events == ["HostClaimed"], "what serves is the other's business"
         world.claims = ()
         assert world.run().phase is Phase.STABLE
 

@@ -289,3 +289,8 @@ def test_what_is_ready_and_what_is_not_say_what_the_message_says() -> None:
         world.run(6)
         assert world.state.message == f"waiting for ready endpoints of v2: {ready} of 3"
         assert {world.condition(kind).message for kind in conditions(world)} == {world.state.message}
+
+
+def test_history_tells_of_which_version_before_there_is_a_rollout() -> None:
+    first = World().run(20).state.history[0]
+    assert (first.reason, first.version, first.weight) == ("StableVersionFound", "v1", None)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 
 from canaryrollout.api.status import Counts, Verdict
-from canaryrollout.domain.results import GateResult, Judgement, Sample, exact_percent, worst
+from canaryrollout.domain.results import GateResult, Judgement, Sample, exact_percent, percent, worst
 
 PASSED = GateResult("errorRate", Verdict.PASS, "WithinLimits", "few errors")
 WAITING = GateResult("latency", Verdict.INCONCLUSIVE, "LowSample", "too few requests", needed=40)
@@ -52,3 +52,10 @@ def test_of_no_requests_none_were_bad() -> None:
 
 def test_a_limit_is_spelled_as_exactly_as_it_was_written() -> None:
     assert exact_percent(Fraction(12345, 10**6)) == "1.2345 %"
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom", "told"), [(954, 10_000, "9.54 %"), (954, 100_000, "0.954 %"), (954, 1_000_000, "0.0954 %")]
+)
+def test_three_digits_are_told_just_below_a_power_of_ten(top: int, bottom: int, told: str) -> None:
+    assert percent(Fraction(top, bottom)) == told

@@ -198,3 +198,11 @@ def test_the_subset_of_a_version_that_is_being_promoted_comes_back_before_the_cl
     mesh = [write for write in world.writes[before:] if "/" in write]
     assert mesh[0] == "AddSubset/reviews"
     assert subsets(world) == {"v1": "v1", "v3": "v3"}
+
+
+def test_a_subset_of_the_promoted_version_is_added_again_before_anything_else_is_removed() -> None:
+    world = World().run(until=lambda w: w.phase is Phase.PROMOTING)
+    world.rule = destination_rule("v1")
+    world.run(2)
+    assert world.phase is Phase.PROMOTING
+    assert {subset["name"] for subset in world.rule["spec"]["subsets"]} == {"v1", "v2"}
