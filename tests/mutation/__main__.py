@@ -24,7 +24,7 @@ import pytest
 
 from tests.mutation.ledger import FOLDER, OPEN, Ledger
 from tests.mutation.mutants import Mutant, mutants
-from tests.mutation.page import PAGE, page
+from tests.mutation.page import PAGE, page, reasons_given
 from tests.mutation.reach import DOMAIN, ROOT, Reach, leave_marks
 from tests.mutation.trial import noticed_by
 
@@ -32,7 +32,7 @@ TESTS: Final = (FOLDER,)
 LEFT_OUT: Final = ("__init__", "evalues", "intervals", "evidence", "observation", "decision", "settings")
 """Modules of formulas, which are proved by exact arithmetic and simulation, and of plain data."""
 MOST_SECONDS: Final = 10.0
-"""How long the tests may take that one mutant is shown to."""
+"""How long the tests may take that a mutant is shown to which may stay; any other is shown to all."""
 PATIENCE: Final = 20.0
 
 
@@ -65,6 +65,7 @@ class _Trials:
         self.ledger = Ledger()
         self._modules, self._end, self._own = modules, end, own
         self._noticed: Counter[str] = Counter()
+        self._reasons = reasons_given()
 
     def pytest_configure(self) -> None:
         """Let hypothesis find the same every time, keep nothing, and stop at the first failure."""
@@ -107,7 +108,8 @@ class _Trials:
         del turns[module]
 
     def _try(self, module: str, mutant: Mutant) -> None:
-        asked, left = 0, MOST_SECONDS
+        asked = 0
+        left = MOST_SECONDS if mutant.key in self._reasons.get(module, {}) else float("inf")
         own = [path for path in self._reach.files if path.name == f"test_{module}.py"]
         others = [path for path in self._reach.files if path not in own]
         for files in (own,) if self._own else (own, others):

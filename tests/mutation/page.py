@@ -20,8 +20,9 @@ _HEAD: Final = """\
 Written by `make mutate`: one small fault at a time is put into a module of `domain/` (a comparison turned or moved by
 one, a condition negated, one side of an `and` or `or` left out, a number changed by one, a sum made a difference, a
 call left out), and tests that run its line are run until one fails: those of the module first, then the quickest of
-every file of `tests/unit/domain`, ten seconds at most. A fault that none of them notices is answered by a new test, or
-listed here with the reason why it may stay (`tests/mutation/reasons.toml`).
+every file of `tests/unit/domain`, then all others that run it. A fault that none of them notices is answered by a new
+test, or listed here with the reason why it may stay (`tests/mutation/reasons.toml`); whose reason is known is shown to
+ten seconds of tests only.
 
 Modules take turns and their mutants are taken evenly, so where fewer were tried than there are, those are a sample; the
 next run goes on from there. `tests/property` is not asked: whole lives notice more. The formulas of the gates
@@ -36,7 +37,7 @@ next run goes on from there. `tests/property` is not asked: whole lives notice m
 
 def page(ledger: Ledger, modules: Mapping[str, Sequence[Mutant]]) -> str:
     """Return the page: what was tried, and who survived for which reason."""
-    reasons: dict[str, dict[str, str]] = tomllib.loads(REASONS.read_text()) if REASONS.exists() else {}
+    reasons = reasons_given()
     rows, survivors, opened = [], [], []
     sums = [0, 0, 0, 0]
     for module, mutants in modules.items():
@@ -53,6 +54,12 @@ def page(ledger: Ledger, modules: Mapping[str, Sequence[Mutant]]) -> str:
     head = "\n## Not noticed\n\n| module | fault | why it may stay |\n|---|---|---|\n"
     tail = "\n".join(["", "## Open", "", *opened, ""]) if opened else ""
     return _HEAD + "\n".join(rows) + "\n" + head + "\n".join(survivors) + "\n" + tail
+
+
+def reasons_given() -> dict[str, dict[str, str]]:
+    """Return why mutants may stay: by module, then by mutant."""
+    given: dict[str, dict[str, str]] = tomllib.loads(REASONS.read_text())
+    return given
 
 
 def _row(name: str, counts: Sequence[int]) -> str:

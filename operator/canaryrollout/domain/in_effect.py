@@ -14,9 +14,9 @@ from canaryrollout.domain import convergence
 from canaryrollout.domain.convergence import Finding, State
 from canaryrollout.domain.decision import Decision
 from canaryrollout.domain.draft import Draft
-from canaryrollout.domain.looks import grid_start, next_look
+from canaryrollout.domain.looks import grid_start
 from canaryrollout.domain.outage import AWAY, without_evidence
-from canaryrollout.domain.overdue import overdue
+from canaryrollout.domain.overdue import wait
 
 _STATUS: Final = {State.CONVERGED: "True", State.TOO_LITTLE_TRAFFIC: "Unknown", State.SHARE_CONTRADICTS: "False"}
 
@@ -79,4 +79,4 @@ def _wait_for_traffic(draft: Draft, found: Finding, *, late: bool) -> Decision:
     draft.condition("TrafficConverged", status, reason, found.message)
     if outage := without_evidence(draft):
         reason, message = AWAY, f"{message}; {outage}"
-    return overdue(draft, message) or draft.move(draft.case.step_phase, reason, message, wake_at=next_look(draft))
+    return wait(draft, reason, message)

@@ -1,4 +1,4 @@
-"""A step whose deadline has passed: `onDeadline` decides what becomes of it."""
+"""Waits at a step, and what becomes of them once its deadline has passed: `onDeadline` decides."""
 
 from __future__ import annotations
 
@@ -10,14 +10,31 @@ from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.looks import next_look
 
 
+def wait(draft: Draft, reason: str, waiting: str, until: str = "") -> Decision:
+    """Return the wait for new evidence at a step, or what the deadline policy says of it.
+
+    Args:
+        draft: The decision in the making.
+        reason: CamelCase reason of the wait.
+        waiting: The same for people.
+        until: More for people, which says nothing any more once the deadline has passed.
+    """
+    return overdue(draft, waiting) or draft.move(
+        draft.case.step_phase, reason, waiting + until, wake_at=next_look(draft)
+    )
+
+
 def overdue(draft: Draft, waiting: str) -> Decision | None:
     """Return what the deadline policy says of a wait in which there is nothing to do, if the deadline has passed."""
     missed = _missed(draft, waiting)
     if not missed:
         return None
-    wake_at = next_look(draft)
-    return expired(draft, waiting) or draft.move(
-        Phase.PROGRESSING, "DeadlineExceeded", f"{missed}; onDeadline is Hold", wake_at=wake_at, stalled=True
+    return _by_policy(draft, missed) or draft.move(
+        Phase.PROGRESSING,
+        "DeadlineExceeded",
+        f"{missed}; onDeadline is Hold",
+        wake_at=next_look(draft),
+        stalled=True,
     )
 
 
@@ -27,8 +44,11 @@ def expired(draft: Draft, waiting: str) -> Decision | None:
     With ``Hold`` there is none, and what is to be done about the weight that is held goes on being done.
     """
     missed = _missed(draft, waiting)
-    if not missed:
-        return None
+    return _by_policy(draft, missed) if missed else None
+
+
+def _by_policy(draft: Draft, missed: str) -> Decision | None:
+    """Return the rollback where that is the policy; else say once that the deadline was missed."""
     if draft.case.spec.on_deadline is OnDeadline.ROLLBACK:
         return rollback.begin(draft, "DeadlineExceeded", missed)
     draft.note_once("DeadlineExceeded", f"{missed}; onDeadline is Hold", warning=True)

@@ -18,7 +18,7 @@ from canaryrollout.domain.in_effect import converge, show_convergence
 from canaryrollout.domain.looks import is_due, next_look
 from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, without_evidence
-from canaryrollout.domain.overdue import expired, overdue
+from canaryrollout.domain.overdue import expired, overdue, wait
 from canaryrollout.domain.pace import Pace
 from canaryrollout.domain.raising import raise_to, set_weights, stop_waiting
 from canaryrollout.domain.readiness import follow_stable, hold_raise, short_of_endpoints, unready
@@ -217,9 +217,8 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
     """Return the wait, unless the hold is over and the gates pass on data from after it."""
     case, record = draft.case, draft.record
     if record.in_effect_at is None:
-        return draft.move(
-            draft.case.step_phase, "Converging", "waiting for the weight to be confirmed", wake_in=case.settings.retry
-        )
+        message = "waiting for the weight to be confirmed"
+        return draft.move(case.step_phase, "Converging", message, wake_in=case.settings.retry)
     undisturbed_since = max(record.in_effect_at, record.subset_seen_at or record.in_effect_at)
     held_until = undisturbed_since + steps.hold_of(case.spec, record.weight)
     evidence, analysis = case.observation.evidence, case.spec.analysis
@@ -231,27 +230,16 @@ def _hold(draft: Draft, judgement: Judgement) -> Decision | None:
     outage = without_evidence(draft)
     waiting = f"{record.version} at {record.weight} %: {outage or judgement.message}"
     if outage:
-        return overdue(draft, waiting) or draft.move(draft.case.step_phase, AWAY, waiting, wake_at=next_look(draft))
+        return wait(draft, AWAY, waiting)
     if judgement.verdict is Verdict.PASS and behind:
-        waiting = f"{waiting}; that was at {judged:%H:%M:%S} UTC, waiting for newer evidence"
-        return overdue(draft, waiting) or draft.move(
-            draft.case.step_phase, "CatchingUp", waiting, wake_at=next_look(draft)
-        )
+        return wait(draft, "CatchingUp", f"{waiting}; that was at {judged:%H:%M:%S} UTC, waiting for newer evidence")
     if judgement.verdict is Verdict.PASS:
-        return overdue(draft, waiting) or draft.move(
-            draft.case.step_phase,
-            "Holding",
-            f"{waiting}; held until {held_until:%H:%M:%S} UTC",
-            wake_at=next_look(draft),
-        )
+        return wait(draft, "Holding", waiting, f"; held until {held_until:%H:%M:%S} UTC")
     if slow := _too_slow(draft, judgement, seen - record.in_effect_at):
         waiting = f"{waiting}; {slow}"
         draft.note_once("TooLittleTraffic", waiting, warning=True)
-        wait = next_look(draft)
-        return overdue(draft, waiting) or draft.move(draft.case.step_phase, "TooLittleTraffic", waiting, wake_at=wait)
-    return overdue(draft, waiting) or draft.move(
-        draft.case.step_phase, judgement.reason, waiting, wake_at=next_look(draft)
-    )
+        return wait(draft, "TooLittleTraffic", waiting)
+    return wait(draft, judgement.reason, waiting)
 
 
 def _too_slow(draft: Draft, judgement: Judgement, over: timedelta) -> str:
