@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lab.faultproxy import FaultProxy
 from lab.mesh import Lab
 from tests.cluster.program import Program
 from tests.cluster.shop import body, install_crd
@@ -174,7 +175,7 @@ def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: st
         first.wait(lambda: status(apiserver, namespace).get("phase") == "Blocked", "worked on")
         with Program(apiserver.kubeconfig, *flags(namespace)) as second:
             second.wait_ready()
-            second.wait(lambda: second.metrics().get(("canaryrollout_rollouts", "Blocked")) == 1, "it has seen it")
+            assert second.metrics()[("canaryrollout_rollouts", "Blocked")] == 1, "it has seen it"
             assert not second.leads
             assert second.probe("/healthz") == (200, "ok"), "a follower is alive"
             assert ("canaryrollout_passes_total", "acted") not in second.metrics(), "a follower does nothing"
@@ -187,6 +188,18 @@ def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: st
                 print(f"handed over after {handover:.1f} s, taken over after a crash within {takeover:.1f} s")
                 apply_rollout(apiserver, namespace, "ratings")
                 third.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it works", 5)
+
+
+def test_a_replica_is_ready_once_it_knows_what_there_is(apiserver: Lab, namespace: str, tmp_path: Path) -> None:
+    apply_rollout(apiserver, namespace)
+    with FaultProxy(apiserver.kubeconfig) as proxy:
+        proxy.rule("list canaryrollouts 503")
+        with Program(proxy.kubeconfig(tmp_path / "kubeconfig"), *flags(namespace)) as program:
+            unlisted = (503, "CanaryRollouts could not be listed yet")
+            program.wait(lambda: program.probe("/readyz") == unlisted, "not ready")
+            program.wait(lambda: program.said("rollouts could not be listed"), "it says so", 10)
+            proxy.calm()
+            program.wait_ready()
 
 
 def test_an_outage_of_the_api_server_loses_nothing(apiserver: Lab, namespace: str) -> None:

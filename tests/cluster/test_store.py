@@ -166,16 +166,16 @@ async def test_an_event_that_repeats_is_counted_up_and_one_that_comes_back_later
     async with new_shop(apiserver, clock) as shop:
         known = await shop.create(body())
         for _ in range(3):
-            await shop.store.emit(known, Event("GateFailed", "errors: 5 % of 200", warning=True))
+            await shop.store.emit(known, Event("GateFailed", "errors: 5 % of 200", warning=True), permitted)
             clock.time += timedelta(minutes=1)
-        await shop.store.emit(known, Event("GateFailed", "errors: 6 % of 250", warning=True))
+        await shop.store.emit(known, Event("GateFailed", "errors: 6 % of 250", warning=True), permitted)
         first, second = sorted(await shop.events(), key=lambda event: event["message"])
         assert (first["count"], second["count"]) == (3, 1)
         assert (first["type"], first["reason"]) == ("Warning", "GateFailed")
         assert first["firstTimestamp"] == "2026-01-01T12:00:00Z"
         assert first["lastTimestamp"] == "2026-01-01T12:02:00Z"
         clock.time += timedelta(minutes=20)
-        await shop.store.emit(known, Event("GateFailed", "errors: 5 % of 200", warning=True))
+        await shop.store.emit(known, Event("GateFailed", "errors: 5 % of 200", warning=True), permitted)
         assert len(await shop.events()) == 3
 
 
@@ -190,11 +190,11 @@ async def test_who_causes_events_without_end_gets_some_and_takes_none_from_other
 async def _crowd(shop: Shop, clock: Hands) -> None:
     busy, quiet = await shop.create(body()), await shop.create(body("ratings"))
     for turn in range(300):
-        await shop.store.emit(busy, Event("CommandRefused", f"no command: {turn}", warning=True))
+        await shop.store.emit(busy, Event("CommandRefused", f"no command: {turn}", warning=True), permitted)
     clock.time += timedelta(seconds=12)
     for turn in range(300, 310):
-        await shop.store.emit(busy, Event("CommandRefused", f"no command: {turn}", warning=True))
-    await shop.store.emit(quiet, Event("Promoted", "v2 serves"))
+        await shop.store.emit(busy, Event("CommandRefused", f"no command: {turn}", warning=True), permitted)
+    await shop.store.emit(quiet, Event("Promoted", "v2 serves"), permitted)
     told = [event["message"] for event in await shop.events() if event["involvedObject"]["name"] == "reviews"]
     assert sorted(told, key=lambda message: int(message.rpartition(" ")[2])) == [
         f"no command: {turn}" for turn in (*range(100), 300, 301)
@@ -205,7 +205,7 @@ async def _crowd(shop: Shop, clock: Hands) -> None:
 async def test_an_event_is_shown_with_its_rollout(apiserver: Lab) -> None:
     async with new_shop(apiserver) as shop:
         known = await shop.create(body())
-        await shop.store.emit(known, Event("Promoted", "v2 serves"))
+        await shop.store.emit(known, Event("Promoted", "v2 serves"), permitted)
         shown = apiserver.kubectl("describe", "canaryrollout", "reviews", "-n", shop.namespace)
         assert "Promoted" in shown
         assert "v2 serves" in shown
@@ -215,14 +215,27 @@ async def test_an_event_that_cannot_be_created_is_no_reason_to_fail(apiserver: L
     async with new_shop(apiserver) as shop:
         known = await shop.create(body())
         nowhere = replace(known, identity=replace(known.identity, namespace="no-such-namespace"))
-        await shop.store.emit(nowhere, Event("Promoted", "v2 serves"))
+        await shop.store.emit(nowhere, Event("Promoted", "v2 serves"), permitted)
         assert await shop.events() == []
+
+
+async def test_who_leads_no_more_tells_nothing(apiserver: Lab) -> None:
+    def former() -> None:
+        raise NotLeading("this replica does not hold the lease")
+
+    async with new_shop(apiserver) as shop:
+        known = await shop.create(body())
+        await shop.store.emit(known, Event("Promoted", "v2 serves"), former)
+        assert await shop.events() == []
+        for permit in (permitted, former):
+            await shop.store.emit(known, Event("Promoted", "v2 serves"), permit)
+        assert [event["count"] for event in await shop.events()] == [1]
 
 
 async def test_a_long_message_is_cut_to_what_the_api_server_takes(apiserver: Lab) -> None:
     async with new_shop(apiserver) as shop:
         known = await shop.create(body())
-        await shop.store.emit(known, Event("Blocked", "x" * 5000, warning=True))
+        await shop.store.emit(known, Event("Blocked", "x" * 5000, warning=True), permitted)
         (event,) = await shop.events()
         assert len(event["message"]) == 1024
         assert event["message"].endswith("...")

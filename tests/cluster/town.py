@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import requests
 
@@ -123,7 +124,7 @@ def running_town(directory: Path) -> Iterator[Town]:
         file.write_text(TOKENS[what] + "\n")
     options = Options(apiserver_flags=(*Options().apiserver_flags, *audit.flags))
     with ExitStack() as stack:
-        lab = stack.enter_context(Lab(f"audit-{directory.name}", CLUSTER, options=options))
+        lab = stack.enter_context(Lab(f"audit-{uuid4().hex[:8]}", CLUSTER, options=options))
         traffic = stack.enter_context(running_traffic())
         stub = stack.enter_context(prometheus_stub())
         stub.reply = echo

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
+from uuid import uuid4
 
 import pytest
 
@@ -40,7 +41,7 @@ def audited(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     directory = tmp_path_factory.mktemp("replicas")
     audit = Audit(directory)
     options = Options(apiserver_flags=("--endpoint-reconciler-type=none", *audit.flags))
-    with Lab(f"replicas-{directory.name}", CLUSTER, options=options) as lab:
+    with Lab(f"replicas-{uuid4().hex[:8]}", CLUSTER, options=options) as lab:
         definition(lab)
 
         def follow(kind: Kind, document: Document) -> None:

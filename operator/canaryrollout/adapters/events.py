@@ -18,7 +18,7 @@ import structlog
 from canaryrollout.adapters.kube import FIELD_MANAGER, ApiError, KubeClient, Resource
 from canaryrollout.api.crd import API_VERSION, KIND
 from canaryrollout.domain.decision import Event
-from canaryrollout.engine.ports import Clock, Conflict, Gone, Rollout
+from canaryrollout.engine.ports import Clock, Conflict, Gone, NotLeading, Permit, Rollout
 
 EVENTS: Final = Resource("", "v1", "events")
 
@@ -80,7 +80,7 @@ class Recorder:
         self._emitted: OrderedDict[_Key, _Emitted] = OrderedDict()
         self._budgets = _Budgets()
 
-    async def emit(self, rollout: Rollout, event: Event) -> None:
+    async def emit(self, rollout: Rollout, event: Event, permit: Permit) -> None:
         """Create an Event, or count up the one that says the same; never raises, a lost Event is logged."""
         uid = rollout.identity.uid
         if not self._budgets.allow(uid, self._clock.monotonic()):
@@ -89,20 +89,22 @@ class Recorder:
                 _log.warning("too many events", rollout=rollout.identity.key, reason=event.reason, limit=told)
             return
         try:
-            await self._emit(rollout, event)
-        except (ApiError, Conflict, Gone) as error:
+            await self._emit(rollout, event, permit)
+        except (ApiError, Conflict, Gone, NotLeading) as error:
             _log.warning("event lost", rollout=rollout.identity.key, reason=event.reason, error=str(error))
 
-    async def _emit(self, rollout: Rollout, event: Event) -> None:
+    async def _emit(self, rollout: Rollout, event: Event, permit: Permit) -> None:
         now = self._clock.now()
         key = (rollout.identity.uid, event.reason, event.message)
         known = self._emitted.get(key)
         if known is not None and self._may_patch and timedelta() <= now - known.last < _SAME:
             known.count, known.last = known.count + 1, now
             patch = {"count": known.count, "lastTimestamp": _seconds(now)}
+            permit()
             if await self._count_up(rollout.identity.namespace, known.name, patch):
                 return
         body = event_body(rollout, event, now, self._instance)
+        permit()
         await self._client.create(EVENTS, rollout.identity.namespace, body)
         self._emitted[key] = _Emitted(body["metadata"]["name"], 1, now)
         self._emitted.move_to_end(key)

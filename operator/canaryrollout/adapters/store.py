@@ -75,6 +75,6 @@ class KubernetesStore:
         permit()
         return rollout_of(await self._client.json_patch(CANARYROLLOUTS, identity.namespace, identity.name, patch))
 
-    async def emit(self, rollout: Rollout, event: Event) -> None:
+    async def emit(self, rollout: Rollout, event: Event, permit: Permit) -> None:
         """Create a Kubernetes Event; never raises, a lost Event is logged."""
-        await self._recorder.emit(rollout, event)
+        await self._recorder.emit(rollout, event, permit)

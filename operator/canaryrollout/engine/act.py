@@ -1,4 +1,4 @@
-"""Carries a decision out: its actions at once, and its status before or after them.
+"""Carries a decision out: its actions at once, its status before or after them, and says what has happened.
 
 Whatever goes wrong is collected, not raised, so that one VirtualService that cannot be written keeps no other from
 being rolled back, and so that the next decision sees what failed.
@@ -7,9 +7,10 @@ being rolled back, and so that the next decision sees what failed.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from canaryrollout.domain.decision import Action, Decision, Order, SetFinalizer
+from canaryrollout.domain.decision import Action, Decision, Event, Order, SetFinalizer
 from canaryrollout.engine.ports import Conflict, Gone, Later, NotLeading, Permit, Rollout, RolloutStore, TrafficRouter
 
 STATUS_KEY = "Status"
@@ -85,6 +86,11 @@ class Executor:
             if not result.fenced:
                 await self._write_status(decision, result)
         return result
+
+    async def tell(self, rollout: Rollout, events: Iterable[Event]) -> None:
+        """Say what has happened to ``rollout``, one after the other; never raises, a lost Event is logged."""
+        for event in events:
+            await self._store.emit(rollout, event, self._permit)
 
     async def _write_status(self, decision: Decision, result: Result) -> None:
         if decision.status == result.rollout.status:

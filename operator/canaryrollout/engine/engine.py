@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import structlog
 
 from canaryrollout.api.status import CanaryRolloutStatus
-from canaryrollout.domain.decision import Event
 from canaryrollout.domain.observation import Identity
 from canaryrollout.engine.act import Executor
 from canaryrollout.engine.core import Core
@@ -106,14 +105,14 @@ class Engine:
         observer = Observer(
             ports.router, ports.endpoints, ports.metrics, self._registry, ports.clock, settings.read_timeout
         )
-        executor = Executor(ports.store, ports.router, lambda: leadership().permit(), settings.write_timeout)
+        self._executor = Executor(ports.store, ports.router, lambda: leadership().permit(), settings.write_timeout)
         self._worker = Worker(
             Parts(
                 core=core,
                 clock=ports.clock,
                 store=ports.store,
                 observer=observer,
-                executor=executor,
+                executor=self._executor,
                 registry=self._registry,
                 queue=self._queue,
                 scheduler=self._scheduler,
@@ -282,10 +281,7 @@ class Engine:
         self._queue.discard(key)
         if entry.left is not None and self._leads():
             gone = Rollout(entry.identity, entry.resource_version, spec=None, status=CanaryRolloutStatus())
-            self._spawn(self._emit(gone, entry.left))
-
-    async def _emit(self, rollout: Rollout, event: Event) -> None:
-        await self._ports.store.emit(rollout, event)
+            self._spawn(self._executor.tell(gone, (entry.left,)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

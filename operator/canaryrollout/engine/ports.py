@@ -81,7 +81,7 @@ class RolloutStore(Protocol):
         """Put our finalizer on the object or take it off, guarded likewise."""
         ...
 
-    async def emit(self, rollout: Rollout, event: Event) -> None:
+    async def emit(self, rollout: Rollout, event: Event, permit: Permit) -> None:
         """Create a Kubernetes Event; never raises, a lost Event is logged."""
         ...
 

@@ -260,7 +260,7 @@ class Worker:
             _log.debug("acted", rollout=key, phase=result.rollout.status.phase, tried=result.tried)
         if decision.events and _is_told(attempts, decision, result, STATUS_KEY in failed):
             _log_events(key, decision.events)
-            self._parts.background(self._emit(result.rollout, decision.events))
+            self._parts.background(self._parts.executor.tell(result.rollout, decision.events))
         if result.fenced:
             attempts.refetch = True
             return Outcome.NOT_LEADING
@@ -350,7 +350,3 @@ class Worker:
             self._parts.scheduler.cancel(key)
         for other, priority in concerned.items():
             self._parts.queue.add(other, priority)
-
-    async def _emit(self, rollout: Rollout, events: tuple[Event, ...]) -> None:
-        for event in events:
-            await self._parts.store.emit(rollout, event)

@@ -1,7 +1,8 @@
 """Probes and metrics over HTTP.
 
 Liveness asks whether the process gets on with its work, and knows nothing of leadership: a follower is as alive as its
-leader, and an operator that cannot reach the API server is not helped by a restart. Readiness asks whether it watches.
+leader, and an operator that cannot reach the API server is not helped by a restart. Readiness asks whether it knows
+what there is and watches what becomes of it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -47,7 +47,7 @@ from canaryrollout.shell.telemetry import EngineCollector, PrometheusTelemetry
 _log = structlog.get_logger(__name__)
 
 _RETRY: Final = 5.0
-"""Seconds between looks for the definition of CanaryRollouts, while there is none."""
+"""Seconds between attempts to find the definition of CanaryRollouts, and then all of them."""
 
 
 @dataclass(slots=True)
@@ -62,6 +62,7 @@ class Operator:
     metrics: PrometheusSource
     watch: Watch | None = None
     campaign: asyncio.Task[None] | None = None
+    listed: bool = False
 
     def stuck(self) -> str:
         """Return why this replica does not get on with its work; empty while it does."""
@@ -73,6 +74,8 @@ class Operator:
         """Return why this replica is not ready; empty when it is."""
         if self.watch is None or not self.watch.ready:
             return "CanaryRollouts are not watched yet"
+        if not self.listed:
+            return "CanaryRollouts could not be listed yet"
         if self.elector is not None and not self.elector.answered:
             return "the Lease could not be read yet"
         return ""
@@ -108,6 +111,7 @@ async def run(settings: Settings, source: Source | None = None) -> None:
         _log.info("starting", version=__version__, namespaces=settings.namespaces or "all")
         if await _definition_served(operator.client, stop):
             await stack.enter_async_context(_watching(operator, settings))
+            await stack.enter_async_context(_beside(_list_all(operator), "first list"))
             await stack.enter_async_context(_campaigning(operator))
             await operator.engine.run(stop)
     _log.info("stopped")
@@ -182,13 +186,8 @@ async def _reloading(operator: Operator, settings: Settings, source: Source | No
         operator.engine.use(core(domain_settings(settings.model_copy(update={"providers": changed}))))
 
     reload = Reload(source.file, source.flags, settings, check=lease_settings, apply=apply, registry=operator.registry)
-    watching = asyncio.create_task(reload.run(), name="reload")
-    try:
+    async with _beside(reload.run(), "reload"):
         yield
-    finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
 
 
 @asynccontextmanager
@@ -228,6 +227,18 @@ async def _watching(operator: Operator, settings: Settings) -> AsyncIterator[Non
         await operator.watch.stop()
 
 
+async def _list_all(operator: Operator) -> None:
+    """Take in all rollouts that there are, so that who takes over one day knows them already."""
+    while not operator.listed:
+        try:
+            await operator.engine.sweep()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
+            _log.warning("rollouts could not be listed", error=str(error) or type(error).__name__)
+            await asyncio.sleep(_RETRY)
+        else:
+            operator.listed = True
+
+
 @asynccontextmanager
 async def _campaigning(operator: Operator) -> AsyncIterator[None]:
     """Take part in the election, and give the lease up in the end."""
@@ -235,14 +246,23 @@ async def _campaigning(operator: Operator) -> AsyncIterator[None]:
         operator.engine.lead(True)
         yield
         return
-    operator.campaign = campaign = asyncio.create_task(operator.elector.run(), name="elector")
     try:
-        yield
+        async with _beside(operator.elector.run(), "elector") as operator.campaign:
+            yield
     finally:
-        campaign.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await campaign
         await operator.elector.release()
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """Do something in the background meanwhile, and end it in the end."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _definition_served(client: KubeClient, stop: asyncio.Event) -> bool:

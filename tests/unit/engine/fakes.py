@@ -128,7 +128,8 @@ class World:
         self._guard(known)
         return self.put(replace(known, identity=replace(known.identity, finalizer=present)))
 
-    async def emit(self, known: Rollout, event: Event) -> None:
+    async def emit(self, known: Rollout, event: Event, permit: Permit) -> None:
+        permit()
         self.events.append((known.identity.key, event.reason))
 
     async def observe(self, namespace: str, spec: CanaryRolloutSpec, *, references: bool) -> Mesh:
