@@ -193,7 +193,7 @@ def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: st
 def test_a_replica_is_ready_once_it_knows_what_there_is(apiserver: Lab, namespace: str, tmp_path: Path) -> None:
     apply_rollout(apiserver, namespace)
     with FaultProxy(apiserver.kubeconfig) as proxy:
-        proxy.rule("list canaryrollouts 503")
+        proxy.rule("list canaryrollouts answer=503")
         with Program(proxy.kubeconfig(tmp_path / "kubeconfig"), *flags(namespace)) as program:
             unlisted = (503, "CanaryRollouts could not be listed yet")
             program.wait(lambda: program.probe("/readyz") == unlisted, "not ready")

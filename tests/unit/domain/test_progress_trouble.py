@@ -169,6 +169,19 @@ def test_a_rule_that_cannot_be_read_leaves_the_phase_as_it_is() -> None:
     assert (world.phase, world.reason, world.state.message) == (Phase.PROGRESSING, "MeshUnreadable", "timeout")
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_rule_that_was_gone_begins_the_hold_anew_and_one_that_was_not_read_does_not(gone: bool) -> None:
+    world = at(10)
+    world.run(25)
+    kept = world.rule
+    world.rule, world.rule_unread = None if gone else kept, not gone
+    world.step()
+    world.rule, world.rule_unread = kept, False
+    back = world.now
+    world.run(until=lambda w: w.share("v2") == 30)
+    assert (world.now - back >= timedelta(seconds=30)) is gone
+
+
 def test_traffic_may_disagree_for_three_intervals() -> None:
     world = at(10, rollout=spec(analysis=ANALYSIS | {"interval": "60s"}, hold="1h", progressDeadline="2h"))
     world.show(60)

@@ -142,6 +142,7 @@ def test_a_canary_is_not_taken_back_to_a_stable_version_that_is_gone_and_is_once
     world = at(30)
     have(world, 60, v1=0, v2=0)
     assert (world.phase, world.reason, world.share("v2")) == (Phase.BLOCKED, "StableGone", 30)
+    assert world.state.deadline is None, "nothing happens at one"
     have(world, 3, v1=1, v2=0)
     assert (world.share("v2"), record(world).reason) == (0, "CanaryUnready")
 
