@@ -219,12 +219,16 @@ async def test_an_event_that_cannot_be_created_is_no_reason_to_fail(apiserver: L
         assert await shop.events() == []
 
 
-async def test_who_leads_no_more_tells_nothing(apiserver: Lab) -> None:
+async def test_who_leads_no_more_writes_nothing_and_tells_nothing(apiserver: Lab) -> None:
     def former() -> None:
         raise NotLeading("this replica does not hold the lease")
 
     async with new_shop(apiserver) as shop:
         known = await shop.create(body())
+        for write in (shop.store.write_status(known, STATUS, former), shop.store.set_finalizer(known, True, former)):
+            with pytest.raises(NotLeading):
+                await write
+        assert (await shop.read())["metadata"]["resourceVersion"] == known.resource_version
         await shop.store.emit(known, Event("Promoted", "v2 serves"), former)
         assert await shop.events() == []
         for permit in (permitted, former):

@@ -97,7 +97,7 @@ class Engine:
         self._telemetry = telemetry
         self._leadership = leadership
         self._registry = Registry(host_of)
-        self._queue = WorkQueue(ports.clock)
+        self._queue = WorkQueue(ports.clock, settings.share)
         self._scheduler = Scheduler(ports.clock, self._on_due)
         self._sweep_now = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
@@ -183,9 +183,9 @@ class Engine:
         """Return why the engine does not get on with its work; empty while it does."""
         if any(task.done() for task in self._tasks):
             return "a part of the engine has ended by itself"
-        waited = self._queue.oldest_wait()
-        if self._leads() and waited > self._settings.stuck_after:
-            return f"a rollout has waited {waited:.0f} s for a worker"
+        stalled = self._queue.stalled()
+        if self._leads() and stalled > self._settings.stuck_after:
+            return f"rollouts wait, and no worker has taken one for {stalled:.0f} s"
         return ""
 
     def queue_depth(self) -> int:

@@ -10,14 +10,14 @@ class EngineSettings:
     """Times are seconds.
 
     Attributes:
-        workers: How many rollouts are worked on at once.
+        workers: How many rollouts are worked on at once; those of one namespace get three quarters of them at most.
         resync: How often a rollout is looked at when nothing happens.
         sweep: How often the leader lists all rollouts to find what a watch has missed.
         pass_timeout: The longest that one look at one rollout may take.
         read_timeout: The longest that one reading of the mesh or of endpoints may take.
         write_timeout: The longest that one write may take; within the margin of the lease, see `LeaseSettings`.
         stop_grace: How long passes under way may go on when the operator stops.
-        stuck_after: A key that waits longer than this for a worker means that the engine is stuck.
+        stuck_after: Keys that wait while no worker takes any for longer than this mean that the engine is stuck.
         wake_floor: Two looks at a rollout that asks for them itself are at least this far apart.
     """
 
@@ -30,6 +30,11 @@ class EngineSettings:
     stop_grace: float = 8.0
     stuck_after: float = 120.0
     wake_floor: float = 0.1
+
+    @property
+    def share(self) -> int:
+        """Return how many rollouts of one namespace are worked on at once."""
+        return max(1, self.workers - max(1, self.workers // 4))
 
 
 @dataclass(frozen=True, slots=True)

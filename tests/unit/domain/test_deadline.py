@@ -49,8 +49,10 @@ def test_a_promotion_by_command_past_the_deadline_is_seen_to_its_end() -> None:
 def test_a_subset_that_is_removed_past_the_deadline_is_added_again() -> None:
     world = at(10, **HOLD)
     world.prometheus = False
+    due = world.state.deadline
     world.run(600)
     assert (world.phase, world.reason) == (Phase.PROGRESSING, "DeadlineExceeded")
+    assert world.state.deadline == due, "which one was missed"
     world.rule = destination_rule("v1")
     world.run(30)
     assert world.rule is not None
