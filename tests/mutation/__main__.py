@@ -22,7 +22,7 @@ from typing import Final
 import hypothesis
 import pytest
 
-from tests.mutation.ledger import FOLDER, OPEN, Ledger
+from tests.mutation.ledger import FOLDER, Ledger
 from tests.mutation.mutants import Mutant, mutants
 from tests.mutation.page import PAGE, page, reasons_given
 from tests.mutation.reach import DOMAIN, ROOT, Reach, leave_marks
@@ -41,11 +41,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("modules", nargs="*")
     arguments.add_argument("--minutes", type=float, default=60)
-    arguments.add_argument("--own", action="store_true", help="a module's own tests alone; what they miss stays open")
     chosen = arguments.parse_args()
     os.chdir(ROOT)
     everything = [path.stem for path in sorted(DOMAIN.glob("*.py")) if path.stem not in LEFT_OUT]
-    plugin = _Trials(chosen.modules or everything, time.monotonic() + 60 * chosen.minutes, own=chosen.own)
+    plugin = _Trials(chosen.modules or everything, time.monotonic() + 60 * chosen.minutes)
     leave_marks()
     options = ["-q", "-s", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "--timeout=0"]
     if pytest.main([*options, *TESTS], plugins=[plugin]):
@@ -61,9 +60,9 @@ def _mutants_of(module: str) -> list[Mutant]:
 class _Trials:
     """A plugin of pytest that tries mutants on the collected tests instead of running them."""
 
-    def __init__(self, modules: Sequence[str], end: float, *, own: bool) -> None:
+    def __init__(self, modules: Sequence[str], end: float) -> None:
         self.ledger = Ledger()
-        self._modules, self._end, self._own = modules, end, own
+        self._modules, self._end = modules, end
         self._noticed: Counter[str] = Counter()
         self._reasons = reasons_given()
 
@@ -100,8 +99,7 @@ class _Trials:
         for index in turns[module]:
             if time.monotonic() > self._end:
                 return
-            open_ = self._own and self.ledger.left_open(module, found[index])
-            if not open_ and not self.ledger.knows(module, found[index]):
+            if not self.ledger.knows(module, found[index]):
                 self._try(module, found[index])
                 self.ledger.save(module, found)
                 return
@@ -112,7 +110,7 @@ class _Trials:
         left = MOST_SECONDS if mutant.key in self._reasons.get(module, {}) else float("inf")
         own = [path for path in self._reach.files if path.name == f"test_{module}.py"]
         others = [path for path in self._reach.files if path not in own]
-        for files in (own,) if self._own else (own, others):
+        for files in (own, others):
             chosen = self._chosen(module, mutant, files, left)
             asked, needed = asked + len(chosen), sum(seconds for _, seconds in chosen)
             left -= needed
@@ -122,7 +120,7 @@ class _Trials:
                 break
         else:
             print(f"mutate: {module}.py:{mutant.line}: {mutant.key}: not noticed by {asked} tests", flush=True)
-        self.ledger.note(module, mutant, OPEN if noticed is None and self._own else noticed)
+        self.ledger.note(module, mutant, noticed)
 
     def _chosen(
         self, module: str, mutant: Mutant, files: Sequence[Path], left: float

@@ -18,8 +18,6 @@ from tests.mutation.reach import ROOT
 
 CACHE: Final = ROOT / ".mutation.json"
 FOLDER: Final = "tests/unit/domain"
-OPEN: Final = ""
-"""Stands for the test that noticed a mutant where a module's own tests missed it, and no others were asked yet."""
 
 
 class Ledger:
@@ -36,18 +34,9 @@ class Ledger:
         return bool(basis == _basis(by))
 
     def tried(self, module: str, mutant: Mutant) -> bool:
-        """Return whether a mutant was tried on all that may notice it since its function is as it is."""
-        found = self._found(module, mutant)
-        return found is not None and found[1] != OPEN
-
-    def left_open(self, module: str, mutant: Mutant) -> bool:
-        """Return whether only the module's own tests were asked, and missed a mutant."""
-        found = self._found(module, mutant)
-        return found is not None and found[1] == OPEN
-
-    def _found(self, module: str, mutant: Mutant) -> list[Any] | None:
+        """Return whether a mutant was tried since its function is as it is."""
         found = self._tried.get(module, {}).get(mutant.key)
-        return found if found is not None and found[0] == _hash(mutant.around.encode()) else None
+        return found is not None and found[0] == _hash(mutant.around.encode())
 
     def survives(self, module: str, mutant: Mutant) -> bool:
         """Return whether a mutant was tried and no test noticed it."""
@@ -66,7 +55,7 @@ class Ledger:
 
 @functools.cache
 def _basis(by: str | None) -> str:
-    if not by:
+    if by is None:
         return _hash(*(path.read_bytes() for path in sorted((ROOT / FOLDER).glob("*.py"))))
     file: Path = ROOT / by.split("::")[0]
     return _hash(file.read_bytes()) if file.is_file() else ""

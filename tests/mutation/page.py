@@ -28,32 +28,27 @@ Modules take turns and their mutants are taken evenly, so where fewer were tried
 next run goes on from there. `tests/property` is not asked: whole lives notice more. The formulas of the gates
 (`evalues`, `intervals`) are proved by exact arithmetic and simulation instead ([analysis.md](analysis.md)).
 
-`open` counts those that the tests of the module itself missed and that no others were shown to yet.
-
-| module | mutants | tried | noticed | not noticed | open |
-|---|---|---|---|---|---|
+| module | mutants | tried | noticed | not noticed |
+|---|---|---|---|---|
 """
 
 
 def page(ledger: Ledger, modules: Mapping[str, Sequence[Mutant]]) -> str:
     """Return the page: what was tried, and who survived for which reason."""
     reasons = reasons_given()
-    rows, survivors, opened = [], [], []
-    sums = [0, 0, 0, 0]
+    rows, survivors = [], []
+    sums = [0, 0, 0]
     for module, mutants in modules.items():
         alive = [mutant for mutant in mutants if ledger.survives(module, mutant)]
-        left_open = [mutant for mutant in mutants if ledger.left_open(module, mutant)]
-        tried = sum(ledger.tried(module, mutant) for mutant in mutants) + len(left_open)
-        counts = [len(mutants), tried, len(alive), len(left_open)]
-        opened += [f"- {module}: `{mutant.key}`" for mutant in left_open]
+        tried = sum(ledger.tried(module, mutant) for mutant in mutants)
+        counts = [len(mutants), tried, len(alive)]
         sums = [total + count for total, count in zip(sums, counts, strict=True)]
         rows.append(_row(module, counts))
         known = reasons.get(module, {})
         survivors += [f"| {module} | `{_cell(m.key)}` | {known.get(m.key, UNANSWERED)} |" for m in alive]
     rows.append(_row("**all**", sums))
     head = "\n## Not noticed\n\n| module | fault | why it may stay |\n|---|---|---|\n"
-    tail = "\n".join(["", "## Open", "", *opened, ""]) if opened else ""
-    return _HEAD + "\n".join(rows) + "\n" + head + "\n".join(survivors) + "\n" + tail
+    return _HEAD + "\n".join(rows) + "\n" + head + "\n".join(survivors) + "\n"
 
 
 def reasons_given() -> dict[str, dict[str, str]]:
@@ -63,8 +58,8 @@ def reasons_given() -> dict[str, dict[str, str]]:
 
 
 def _row(name: str, counts: Sequence[int]) -> str:
-    found, tried, alive, left_open = counts
-    return f"| {name} | {found} | {tried} | {tried - alive - left_open} | {alive} | {left_open} |"
+    found, tried, alive = counts
+    return f"| {name} | {found} | {tried} | {tried - alive} | {alive} |"
 
 
 def _cell(key: str) -> str:
