@@ -10,6 +10,7 @@ READY := $(VENV)/.stamp
 LAB_PYTHON := $(BIN)/python
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile
 PIN := $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-header --no-emit-index-url
 
 export PYTHONUNBUFFERED := 1
@@ -40,9 +41,9 @@ test: $(READY) ## Run all tests: pure ones in parallel, then those on the real A
 	@$(MAKE) --no-print-directory test-unit
 	@echo "test 2/4: on real API servers and among faults, about 9 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-cluster
-	@echo "test 3/4: on a real mesh, about 13 minutes once its tools are built"
+	@echo "test 3/4: on a real mesh, about 8 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-mesh
-	@echo "test 4/4: in real Pods, about 5 minutes (root on Linux only)"
+	@echo "test 4/4: in real Pods, about 6 minutes (root on Linux only)"
 	@$(MAKE) --no-print-directory test-node
 
 test-unit: $(READY) ## Run unit and property tests, in parallel
@@ -55,15 +56,16 @@ mutate: $(READY) ## Try small faults in the core and list in docs/mutation.md th
 	@$(BIN)/python -m tests.mutation --minutes $(or $(MINUTES),60)
 
 test-cluster: $(READY) ## Run the tests on a real API server, in parallel on one each
-	@$(LAB_PYTHON) -m lab tools etcd kube-apiserver kube-controller-manager kubectl prometheus
-	@$(PYTEST) tests/cluster tests/faults -m "not faults" -n $(WORKERS) --dist loadfile -q
+	@$(LAB_PYTHON) -m lab tools etcd kube-apiserver kube-controller-manager kubectl prometheus > /dev/null
+	@$(PYTEST) tests/cluster tests/faults -m "not faults" $(SIDE_BY_SIDE) -q
 
 faults: $(READY) ## Run every row of the fault matrix, and write docs/reliability.md from what was seen (70 minutes)
 	@status=0; $(PYTEST) tests/faults tests/cluster tests/mesh --rows -v || status=$$?; \
 		$(BIN)/python -m tests.faults.report && exit $$status
 
-test-mesh: $(READY) ## Run the tests on a real mesh, one after the other
-	@$(PYTEST) tests/mesh -m "not faults" -v
+test-mesh: $(READY) ## Run the tests on a real mesh, in parallel on one each
+	@$(LAB_PYTHON) -m lab tools etcd kube-apiserver kubectl istiod prometheus > /dev/null
+	@$(PYTEST) tests/mesh -m "not faults" $(SIDE_BY_SIDE) -q
 
 test-node: $(READY) ## Run the tests in real Pods
 	@$(PYTEST) tests/node -v

@@ -72,8 +72,8 @@ def test_a_share_that_contradicts_the_weight_holds_where_convergence_is_required
     ]
     subsets = [{"name": version, "labels": {"version": version}} for version in ("v1", "v2")]
     reviews = place.service("reviews", http={"reviews": http}, routes={"reviews": ("primary",)}, subsets=subsets)
-    for path in ("/", "/testers"):
-        reviews.send(30, path)
+    reviews.send(20, "/")
+    reviews.send(60, "/testers")
     reviews.apply("v2", analysis={"requireConvergence": "Required"})
 
     status = reviews.until_phase(Phase.PROGRESSING, "ShareContradicts")
