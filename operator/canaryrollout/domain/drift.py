@@ -53,13 +53,23 @@ def rollback_under_way(draft: Draft, off: tuple[RouteView, ...]) -> bool:
     contest = draft.status.contest
     if contest is not None and (contest.resumed or contest.given_up_generation is not None):
         return False
-    record = draft.record
-    return any(
-        route.virtual_service.written_by_us
-        and route.weight_of(record.version) < record.weight
-        and _altered(draft, route)
-        for route in off
-    )
+    return any(taken_back(draft, route) and _altered(draft, route) for route in off)
+
+
+def taken_back(draft: Draft, route: RouteView) -> bool:
+    """Return whether a route shows that we gave the canary traffic and took it back since.
+
+    That we wrote its VirtualService last is not enough: another CanaryRollout may have routes of its own in it. A
+    canary that was taken back has less than it had, and the destination that was added for it is still there.
+    """
+    if not route.virtual_service.written_by_us:
+        return False
+    version, before = draft.record.version, draft.record.weight
+    added = {c.subset for c in _altered(draft, route) if (c.kind, c.version) == (ChangeKind.DESTINATION, version)}
+    if added:
+        present = {destination.subset for destination in route.destinations}
+        return bool(added & present) and route.weight_of(version) < max(before, 1)
+    return route.weight_of(version) < before
 
 
 def naming_host(draft: Draft) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def complete(draft: Draft, target: Target) -> Decision:
         found, share = route.virtual_service, route.weight_of(record.version)
         if share == target.weight or found.generation == target.generations.get(found.name):
             continue
-        if found.written_by_us and share < target.weight and found.name in target.generations:
+        if drift.taken_back(draft, route) and found.name in target.generations:
             return rollback.begin(draft, "RollbackResumed", f"{found.name} shows a rollback that was under way")
         if record.weight and share != record.weight and found.name in target.generations:
             return _changed_meanwhile(draft)

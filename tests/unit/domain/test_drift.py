@@ -9,7 +9,7 @@ import pytest
 
 from canaryrollout.api.status import Contest, Phase
 from tests.unit.domain.watchedworld import on_two, set_to
-from tests.world import SETTINGS, World, destination, destination_rule, spec, virtual_service
+from tests.world import OURS, SETTINGS, World, destination, destination_rule, spec, virtual_service
 
 INTERVAL = timedelta(seconds=10)
 
@@ -536,3 +536,14 @@ def test_who_gives_way_sees_to_it_that_the_canary_is_at_0_and_then_looks_seldom(
     decision = world.step()
     assert not decision.actions
     assert decision.wake_at == world.now + SETTINGS.blocked_retry
+
+
+def test_a_sync_is_no_rollback_although_another_rollout_writes_the_same_virtual_service_after_it() -> None:
+    world = at(30)
+    world.edit("reviews", set_to(("v1", 100)))
+    world.run(1)
+    world.edit("reviews", lambda mesh: mesh.update(gateways=["mesh"]), OURS)
+    world.run(15)
+    assert world.share("v2") == 30
+    assert "RollbackResumed" not in world.events
+    assert "WeightReasserted" in world.events
