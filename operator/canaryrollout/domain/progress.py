@@ -15,7 +15,7 @@ from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.gates import judge
 from canaryrollout.domain.in_effect import converge, show_convergence
-from canaryrollout.domain.looks import is_due, next_look
+from canaryrollout.domain.looks import is_due, judged_weight, next_look
 from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, without_evidence
 from canaryrollout.domain.overdue import expired, overdue, wait
@@ -51,11 +51,22 @@ def urgent(draft: Draft, waiting: str) -> Decision | None:
         draft: The decision in the making.
         waiting: What is waited for, should the deadline have passed.
     """
-    if not draft.record.weight:
+    first = not draft.record.weight
+    if first and (draft.case.observation.evidence is None or not any(_shares(draft))):
         return expired(draft, waiting)
     judgement = _judge(draft)
     draft.judged(judgement)
-    return unready(draft) or _failed(draft, judgement) or expired(draft, waiting)
+    gone = None if first else unready(draft)  # a first weight is given up before its grace is over
+    return gone or _failed(draft, judgement) or expired(draft, waiting)
+
+
+def _shares(draft: Draft) -> tuple[int, ...]:
+    return draft.case.traffic.weights_of(draft.record.version)
+
+
+def _weight(draft: Draft) -> int:
+    judged = judged_weight(draft.record)
+    return judged[0] if judged is not None else draft.record.weight
 
 
 def _judge(draft: Draft) -> Judgement:
@@ -63,7 +74,7 @@ def _judge(draft: Draft) -> Judgement:
     judgement = judge(
         draft.case.spec.analysis,
         evidence,
-        weight=record.weight,
+        weight=_weight(draft),
         # While the weight is being raised, the step that just passed is finished and still in force: not twice.
         finished=tuple(step for step in record.finished if step.weight < record.weight),
         baseline=record.baseline,
@@ -94,7 +105,7 @@ def _show_health(draft: Draft, judgement: Judgement) -> None:
 
 def _failed(draft: Draft, judgement: Judgement) -> Decision | None:
     if judgement.verdict is Verdict.FAIL:
-        return rollback.begin(draft, "GateFailed", f"at {draft.record.weight} %: {judgement.message}")
+        return rollback.begin(draft, "GateFailed", f"at {_weight(draft)} %: {judgement.message}")
     silent = [gate.message for gate in judgement.gates if gate.reason == "NoData" and _forbids_silence(draft, gate)]
     if silent:
         message = f"at {draft.record.weight} %, onNoData is Rollback: {'; '.join(dict.fromkeys(silent))}"
@@ -174,7 +185,7 @@ def _asking_why(draft: Draft) -> Decision | None:
     asked = [case.observation.evidence, *([case.observation.opening] if case.settings.propagation else [])]
     deadline = steps.deadline(case.spec, record)
     over = deadline is not None and case.now >= deadline
-    if None not in asked or over or not is_due(draft) or any(case.traffic.weights_of(record.version)):
+    if None not in asked or over or not is_due(draft) or any(_shares(draft)):
         return None
     message = f"{record.version} has no traffic any more; asking provider {case.spec.analysis.provider} why"
     return draft.move(Phase.ROLLING_BACK, "RollbackResumed", message, wake_in=case.settings.retry)

@@ -333,3 +333,19 @@ def test_a_first_weight_that_was_taken_back_from_the_destination_added_for_it_is
     world.run(3)
     assert "RollbackResumed" in world.events
     assert max(world.shares("v2")) == 0
+
+
+def test_a_first_weight_that_only_one_of_two_virtual_services_has_is_judged() -> None:
+    world = on_two(0)
+    world.ready, world.refusing = {"v1": 2, "v2": 2}, frozenset({"gateway"})
+    world.run(until=lambda w: w.shares("v2") == [10, 0])
+    world.run(60)
+    assert world.shares("v2") == [10, 0]
+    assert world.state.rollout is not None
+    assert not world.state.rollout.reason
+    world.error_rate, since = lambda version, *_: 0.3 if version == "v2" else 0.0, world.now
+    world.run(until=lambda w: w.shares("v2") == [0, 0])
+    assert world.now - since < timedelta(seconds=30)
+    assert world.run().phase is Phase.ROLLED_BACK
+    assert "at 10 %: " in world.state.message
+    assert world.reason == "GateFailed"
