@@ -43,6 +43,17 @@ def differing(draft: Draft, intent: Intent) -> tuple[RouteView, ...]:
     return tuple(route for route in draft.case.traffic.routes if route.serving() != share)
 
 
+def raised(intent: Intent, off: tuple[RouteView, ...]) -> tuple[RouteView, ...]:
+    """Return the routes on which somebody else gave the canary more than intended.
+
+    What we raised ourselves, and somebody came in between on another route, has been earned and can wait.
+    """
+    if intent.canary is None:
+        return ()
+    theirs = (route for route in off if not route.virtual_service.written_by_us)
+    return tuple(route for route in theirs if route.weight_of(intent.canary) > intent.weight)
+
+
 def newly_listed(draft: Draft, route: RouteView) -> bool:
     """Return whether a route came onto the list after the weight was written: nothing of ours is on it."""
     return not _altered(draft, route) and not route.weight_of(draft.record.version)
@@ -133,10 +144,7 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
         return draft.move(intent.phase, "WeightDrift", f"{manager} changed the weights ({found})", again=True)
     if contest.count >= case.settings.max_reassertions:
         return _give_way(draft, intent, contest, manager)
-    # What we raised ourselves, and somebody came in between on another route, has been earned and can wait.
-    theirs = [route for route in off if not route.virtual_service.written_by_us]
-    raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in theirs)
-    if case.now < contest.not_before and not raised and not _serves_the_dead(draft, off):
+    if case.now < contest.not_before and not raised(intent, off) and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
         wake_at = min(contest.not_before, wake_at or contest.not_before)
         return draft.move(intent.phase, "WeightDrift", message, wake_at=wake_at)

@@ -135,31 +135,21 @@ def _forbids_silence(draft: Draft, gate: GateResult) -> bool:
 
 def _drifted(draft: Draft) -> Decision | None:
     case, record = draft.case, draft.record
-    traffic = case.traffic
-    if traffic.unreadable:
-        message = "; ".join(traffic.unreadable)
-        return overdue(draft, message) or draft.move(
-            Phase.PROGRESSING, "MeshUnreadable", message, wake_in=case.settings.retry
-        )
-    if traffic.flaws:
-        return overdue(draft, "the mesh objects cannot be used") or draft.move(
-            Phase.BLOCKED,
-            traffic.flaws[0].reason,
-            "; ".join(flaw.message for flaw in traffic.flaws),
-            wake_in=case.settings.poll,
-        )
-    if lost := drift.lost_host(draft):
-        return overdue(draft, lost) or draft.move(Phase.BLOCKED, "HostsChanged", lost, wake_in=case.settings.poll)
-    stable = draft.status.stable_version or ""
-    intent = drift.Intent(stable, record.version, record.weight, Phase.PROGRESSING)
+    intent = drift.Intent(draft.status.stable_version or "", record.version, record.weight, Phase.PROGRESSING)
     off = drift.differing(draft, intent)
+    if drift.rollback_under_way(draft, off):
+        return _asking_why(draft) or rollback.begin(draft, "RollbackResumed", "a rollback was under way")
+    if (unusable := _unusable(draft)) is not None:
+        phase, reason, message = unusable
+        if beyond := drift.raised(intent, off):
+            return expired(draft, message) or drift.answer(draft, intent, beyond)
+        wake_in = case.settings.poll if phase is Phase.BLOCKED else case.settings.retry
+        return overdue(draft, message) or draft.move(phase, reason, message, wake_in=wake_in)
     if not off:
         drift.settled(draft)
         if record.applied_at is None:
             draft.rollout(applied_at=case.now)
         return None
-    if drift.rollback_under_way(draft, off):
-        return _asking_why(draft) or rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     below = all(route.weight_of(record.version) < record.weight for route in off)
     short = short_of_endpoints(draft, draft.case.step_phase) if below else None
     if short is not None:
@@ -173,6 +163,18 @@ def _drifted(draft: Draft) -> Decision | None:
         return set_weights(draft, record.weight, Phase.PROGRESSING, "RouteListed", message)
     waiting = f"weights are not {record.weight} % on {', '.join(route.name for route in off)}"
     return expired(draft, waiting) or drift.answer(draft, intent, off, wake_at=next_look(draft))
+
+
+def _unusable(draft: Draft) -> tuple[Phase, str, str] | None:
+    """Return why not every route can be looked at and moved: phase, reason and message of the wait."""
+    traffic = draft.case.traffic
+    if traffic.unreadable:
+        return Phase.PROGRESSING, "MeshUnreadable", "; ".join(traffic.unreadable)
+    if traffic.flaws:
+        return Phase.BLOCKED, traffic.flaws[0].reason, "; ".join(flaw.message for flaw in traffic.flaws)
+    if lost := drift.lost_host(draft):
+        return Phase.BLOCKED, "HostsChanged", lost
+    return None
 
 
 def _asking_why(draft: Draft) -> Decision | None:
