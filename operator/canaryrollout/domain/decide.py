@@ -209,7 +209,8 @@ def _promoting(draft: Draft) -> Decision:
     if waiting is not None:
         return waiting
     draft.update(rollout=None, contest=None)
-    return draft.move(Phase.STABLE, "Serving", f"{version} serves", again=case.spec.version != version)
+    again = case.spec.version != version or bool(case.traffic.flaws)
+    return draft.move(Phase.STABLE, "Serving", f"{version} serves", again=again)
 
 
 def _delete(draft: Draft) -> Decision:

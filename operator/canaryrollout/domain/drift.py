@@ -133,7 +133,7 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
     found = "; ".join(f"{route.name} is at {route.shares() or 'nothing'}" for route in off)
     contest = draft.status.contest
     if contest is not None and contest.given_up_generation is not None:
-        return _given_way(draft, intent, contest)
+        return _given_way(draft, intent, contest, off)
     if contest is not None and contest.changed_at is None and _unwritten(draft, intent):
         return _assert_again(draft, intent, contest, contest.count)
     if contest is None or contest.changed_at is None:
@@ -143,7 +143,7 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
     if case.observation.endpoints is None:
         return draft.move(intent.phase, "WeightDrift", f"{manager} changed the weights ({found})", again=True)
     if contest.count >= case.settings.max_reassertions:
-        return _give_way(draft, intent, contest, manager)
+        return _give_way(draft, intent, contest, manager, off)
     if case.now < contest.not_before and not raised(intent, off) and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
         wake_at = min(contest.not_before, wake_at or contest.not_before)
@@ -233,26 +233,23 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, count: int) ->
     )
 
 
-def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str) -> Decision:
+def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str, off: tuple[RouteView, ...]) -> Decision:
     generation = draft.case.identity.generation
     given_up = {"manager": manager, "given_up_generation": generation, "not_before": draft.case.now}
     contest = contest.model_copy(update=given_up)
     draft.update(contest=contest)
-    return _given_way(draft, intent, contest)
+    return _given_way(draft, intent, contest, off)
 
 
-def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
+def _given_way(draft: Draft, intent: Intent, contest: Contest, off: tuple[RouteView, ...]) -> Decision:
     case = draft.case
     record = draft.status.rollout
     if record is not None and record.ended_at is None and record.awaiting_since is None:
         draft.rollout(awaiting_since=case.now)
-    actions: tuple[SetWeights, ...] = ()
-    if intent.canary is not None and case.now >= contest.not_before and not case.known_gone(intent.stable):
-        actions = routes.lower(case.traffic, intent.stable, intent.canary, draft.subsets())
-        if actions:
-            later = case.now + _longest_pause(draft)
-            contest = contest.model_copy(update={"not_before": later})
-            draft.update(contest=contest)
+    actions = _safe_weights(draft, intent, off) if case.now >= contest.not_before else ()
+    if actions:
+        contest = contest.model_copy(update={"not_before": case.now + _longest_pause(draft)})
+        draft.update(contest=contest)
     message = (
         f"{contest.manager} keeps changing the weights that should be {_target(intent)}; no longer answered. "
         "Make it leave the weights alone, then edit the rollout's spec or give the retry command"
@@ -265,6 +262,16 @@ def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
         order=Order.MESH_FIRST,
         wake_in=case.settings.retry if actions else case.settings.blocked_retry,
     )
+
+
+def _safe_weights(draft: Draft, intent: Intent, off: tuple[RouteView, ...]) -> tuple[SetWeights, ...]:
+    """Return what is written although we gave way: the canary is at 0, and requests go to a version that answers."""
+    traffic, stable = draft.case.traffic, intent.stable
+    if draft.case.known_gone(stable):
+        return ()
+    if intent.canary is not None:
+        return routes.lower(traffic, stable, intent.canary, draft.subsets())
+    return routes.shift(traffic, stable, None, 0, draft.subsets()) if _serves_the_dead(draft, off) else ()
 
 
 def _target(intent: Intent) -> str:

@@ -595,3 +595,31 @@ def test_a_rollback_cut_short_is_finished_although_another_virtual_service_is_go
     world.run(60, until=lambda w: w.shares("v2") == [0, 0])
     assert world.shares("v2") == [0, 0]
     assert "RollbackResumed" in world.events
+
+
+def test_who_gave_way_at_rest_takes_requests_off_a_version_that_is_gone_and_then_looks_seldom() -> None:
+    world = World()
+    world.run(until=lambda w: w.phase is Phase.STABLE and w.state.stable_version == "v2")
+    world.ready = {"v2": 2}
+    while world.reason != "WeightContested":
+        world.edit("reviews", set_to(("v1", 100)))
+        world.run(30, until=lambda w: w.share("v2") == 100 or w.reason == "WeightContested")
+    world.run(60, until=lambda w: w.share("v2") == 100)
+    assert world.share("v2") == 100
+    since = world.now
+    world.edit("reviews", set_to(("v1", 100)))
+    world.run(600, until=lambda w: w.share("v2") == 100)
+    assert world.now - since >= 8 * INTERVAL
+    world.ready = {"v1": 2, "v2": 2}
+    world.edit("reviews", set_to(("v1", 100)))
+    world.run(600)
+    assert world.share("v1") == 100
+    assert world.reason == "WeightContested"
+
+
+def test_a_virtual_service_that_is_gone_is_missed_as_soon_as_a_promotion_is_done() -> None:
+    world = at(100)
+    world.run(until=lambda w: w.phase is Phase.PROMOTING)
+    del world.services["reviews"]
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
