@@ -52,6 +52,9 @@ def complete(draft: Draft, target: Target) -> Decision:
     if traffic.at(record.version, target.weight):
         return _confirmed(draft, target)
     if traffic.unreadable or traffic.flaws:
+        meant = drift.Intent(draft.status.stable_version or "", record.version, target.weight, Phase.PROGRESSING)
+        if drift.raised(meant, traffic.routes):
+            return _changed_meanwhile(draft)
         messages = [*traffic.unreadable, *(flaw.message for flaw in traffic.flaws)]
         reason = "MeshUnreadable" if traffic.unreadable else traffic.flaws[0].reason
         phase = Phase.PROGRESSING if traffic.unreadable else Phase.BLOCKED

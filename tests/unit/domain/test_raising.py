@@ -349,3 +349,16 @@ def test_a_first_weight_that_only_one_of_two_virtual_services_has_is_judged() ->
     assert world.run().phase is Phase.ROLLED_BACK
     assert "at 10 %: " in world.state.message
     assert world.reason == "GateFailed"
+
+
+@pytest.mark.parametrize("before", [0, 10])
+def test_traffic_beyond_the_target_is_taken_back_although_another_virtual_service_is_gone(before: int) -> None:
+    world = on_two(before)
+    world.ready, world.refusing = {"v1": 2, "v2": 2}, frozenset({"gateway"})
+    world.run(until=lambda w: w.shares("v2")[0] > before and bool(w.failures))
+    world.refusing, world.failures = frozenset(), {}
+    del world.services["gateway"]
+    world.edit("reviews", set_to(("v1", 10), ("v2", 90)))
+    world.run(5)
+    assert world.shares("v2") == [before]
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
