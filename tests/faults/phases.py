@@ -202,6 +202,16 @@ def _stable_gone(life: Life) -> None:
     life.until(lambda: standing(life, Phase.BLOCKED, "StableGone"), "rollback that is withheld")
 
 
+def contested(life: Life) -> None:
+    """Somebody else takes the first weight away again and again, until the operator gives way."""
+    life.until(lambda: life.weight == STEPS[0], "first step")
+    while reason(life) != "WeightContested":
+        http = [{"route": [{"destination": {"host": NAME, "subset": "v1"}}]}]
+        life.ground.cluster.merge(VIRTUAL_SERVICES, life.namespace, NAME, {"spec": {"http": http}}, "gitops-controller")
+        life.until(lambda: life.weight == 0, "sight of what was written")
+        life.until(lambda: life.weight or reason(life) == "WeightContested", "answer")
+
+
 def _nothing_known(life: Life) -> None:
     life.until(lambda: standing(life, Phase.BLOCKED, "VirtualServiceNotFound"), "VirtualService that is missed")
 

@@ -25,7 +25,7 @@ from lab.ports import LOOPBACK
 from lab.site import Command, Part, Site
 from tests.faults.cluster import DESTINATION_RULES, ROLLOUTS, VIRTUAL_SERVICES
 from tests.faults.life import NAME, TIMINGS, Ground, Life, new_life, shares
-from tests.faults.phases import MIDDLE, PHASES, Held, check_weights, events, listed, objects
+from tests.faults.phases import MIDDLE, PHASES, Held, check_weights, contested, events, listed, objects
 from tests.faults.rows import Row
 from tests.faults.schemas import anything_goes
 
@@ -38,7 +38,11 @@ NAMESPACE_WITHIN: Final = 60.0
 """The namespace controller looks again after 8 s at the soonest where something was left."""
 RELEASE_SECONDS: Final = float(TIMINGS["release"].removesuffix("s"))
 PROMOTED: Final = ("promoting", "promoted")
-WHERE: Final = {**PHASES, "promoted": Held(lambda life: _until_promoted(life), lambda _: None)}
+WHERE: Final = {
+    **PHASES,
+    "blocked, weights contested": Held(contested, lambda _: None),
+    "promoted": Held(lambda life: _until_promoted(life), lambda _: None),
+}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import pytest
 
 from canaryrollout.adapters.istio_patch import without_server_fields
+from canaryrollout.adapters.kube import FIELD_MANAGER
 from canaryrollout.api.resource import read_rollout
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES
@@ -89,6 +90,29 @@ def test_of_two_on_one_host_the_second_waits_and_inherits(ground: Ground, table:
         times = list(pool.map(lambda order: first_and_second(ground, *order), orders))
     seen = f"the second is Blocked and names the first; {max(times):.1f} s after its deletion at most it takes over"
     table.append(Row("two CanaryRollouts on one host", "in either order", len(orders), seen))
+
+
+def test_another_rollout_that_writes_the_same_virtual_service_ends_no_raise(ground: Ground, table: list[Row]) -> None:
+    """It has a route of its own there; all that this one sees of it is that the operator wrote the object last."""
+    with new_life(ground) as life:
+        life.start()
+        for number, weight in enumerate(STEPS):
+            late = life.rule("patch virtualservices n=1 delay=1s")
+            if number == 0:
+                life.begin()
+            life.until(lambda: (r := life.status.rollout) and r.target and r.target.weight == weight, "raise")  # noqa: B023
+            found = ground.cluster.get(VIRTUAL_SERVICES, life.namespace, NAME)
+            http = [{**route, "timeout": f"{number + 1}s"} for route in found["spec"]["http"]]
+            ground.cluster.merge(VIRTUAL_SERVICES, life.namespace, NAME, {"spec": {"http": http}}, FIELD_MANAGER)
+            life.until(lambda: life.weight == weight, "weight")  # noqa: B023
+            life.proxy.retire(late)
+        life.until(lambda: life.ended, "end")
+        assert life.status.stable_version == "v2", life.story()
+        assert life.weights() == [0, *STEPS], life.story()
+        conflicts = [e for e in life.proxy.entries("patch virtualservices") if not e.applied]
+        assert len(conflicts) == len(STEPS), life.story()
+    seen = f"{len(conflicts)} conflicts, promoted"
+    table.append(Row("another CanaryRollout writes the same VirtualService", "at each raise", len(STEPS), seen))
 
 
 def passes(life: Life) -> int:

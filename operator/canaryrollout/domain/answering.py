@@ -106,6 +106,9 @@ def _promote(draft: Draft, command: Command) -> str:
     record = _under_way(draft, command)
     if isinstance(record, str):
         return record
+    contest = draft.status.contest
+    if contest is not None and contest.given_up_generation is not None:
+        resume_contest(draft, contest)
     draft.rollout(promote=True)
     draft.note(
         "PromoteRequested", f"{record.version} gets all traffic as soon as it is ready, without waiting for its gates"

@@ -177,13 +177,13 @@ def _rest(draft: Draft) -> Decision:
     if ended is None and wanted != stable:
         return rollback.start(draft, baseline)
     phase = Phase.STABLE if ended is None else Phase.ROLLED_BACK
-    if case.traffic.flaws:
-        return blocked(draft)
     off = drift.differing(draft, intent := drift.Intent(stable, ended.version if ended else None, 0, phase))
     off = tuple(route for route in off if set(route.serving()) != {None} or drift.pinned(draft, route))
     if off:
         return drift.answer(draft, intent, off)
     drift.settled(draft)
+    if case.traffic.flaws:
+        return blocked(draft)
     restored = restore_own(draft, phase)
     if restored is not None:
         return restored
@@ -209,7 +209,8 @@ def _promoting(draft: Draft) -> Decision:
     if waiting is not None:
         return waiting
     draft.update(rollout=None, contest=None)
-    return draft.move(Phase.STABLE, "Serving", f"{version} serves", again=case.spec.version != version)
+    again = case.spec.version != version or bool(case.traffic.flaws)
+    return draft.move(Phase.STABLE, "Serving", f"{version} serves", again=again)
 
 
 def _delete(draft: Draft) -> Decision:

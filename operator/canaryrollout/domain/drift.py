@@ -43,6 +43,17 @@ def differing(draft: Draft, intent: Intent) -> tuple[RouteView, ...]:
     return tuple(route for route in draft.case.traffic.routes if route.serving() != share)
 
 
+def raised(intent: Intent, off: tuple[RouteView, ...]) -> tuple[RouteView, ...]:
+    """Return the routes on which somebody else gave the canary more than intended.
+
+    What we raised ourselves, and somebody came in between on another route, has been earned and can wait.
+    """
+    if intent.canary is None:
+        return ()
+    theirs = (route for route in off if not route.virtual_service.written_by_us)
+    return tuple(route for route in theirs if route.weight_of(intent.canary) > intent.weight)
+
+
 def newly_listed(draft: Draft, route: RouteView) -> bool:
     """Return whether a route came onto the list after the weight was written: nothing of ours is on it."""
     return not _altered(draft, route) and not route.weight_of(draft.record.version)
@@ -53,13 +64,23 @@ def rollback_under_way(draft: Draft, off: tuple[RouteView, ...]) -> bool:
     contest = draft.status.contest
     if contest is not None and (contest.resumed or contest.given_up_generation is not None):
         return False
-    record = draft.record
-    return any(
-        route.virtual_service.written_by_us
-        and route.weight_of(record.version) < record.weight
-        and _altered(draft, route)
-        for route in off
-    )
+    return any(taken_back(draft, route) and _altered(draft, route) for route in off)
+
+
+def taken_back(draft: Draft, route: RouteView) -> bool:
+    """Return whether a route shows that we gave the canary traffic and took it back since.
+
+    That we wrote its VirtualService last is not enough: another CanaryRollout may have routes of its own in it. A
+    canary that was taken back has less than it had, and the destination that was added for it is still there.
+    """
+    if not route.virtual_service.written_by_us:
+        return False
+    version, before = draft.record.version, draft.record.weight
+    added = {c.subset for c in _altered(draft, route) if (c.kind, c.version) == (ChangeKind.DESTINATION, version)}
+    if added:
+        present = {destination.subset for destination in route.destinations}
+        return bool(added & present) and route.weight_of(version) < max(before, 1)
+    return route.weight_of(version) < before
 
 
 def naming_host(draft: Draft) -> tuple[str, ...]:
@@ -112,7 +133,7 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
     found = "; ".join(f"{route.name} is at {route.shares() or 'nothing'}" for route in off)
     contest = draft.status.contest
     if contest is not None and contest.given_up_generation is not None:
-        return _given_way(draft, intent, contest)
+        return _given_way(draft, intent, contest, off)
     if contest is not None and contest.changed_at is None and _unwritten(draft, intent):
         return _assert_again(draft, intent, contest, contest.count)
     if contest is None or contest.changed_at is None:
@@ -122,11 +143,8 @@ def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at:
     if case.observation.endpoints is None:
         return draft.move(intent.phase, "WeightDrift", f"{manager} changed the weights ({found})", again=True)
     if contest.count >= case.settings.max_reassertions:
-        return _give_way(draft, intent, contest, manager)
-    # What we raised ourselves, and somebody came in between on another route, has been earned and can wait.
-    theirs = [route for route in off if not route.virtual_service.written_by_us]
-    raised = intent.canary is not None and any(r.weight_of(intent.canary) > intent.weight for r in theirs)
-    if case.now < contest.not_before and not raised and not _serves_the_dead(draft, off):
+        return _give_way(draft, intent, contest, manager, off)
+    if case.now < contest.not_before and not raised(intent, off) and not _serves_the_dead(draft, off):
         message = f"{manager} changed the weights ({found}); they are set again at {contest.not_before:%H:%M:%S} UTC"
         wake_at = min(contest.not_before, wake_at or contest.not_before)
         return draft.move(intent.phase, "WeightDrift", message, wake_at=wake_at)
@@ -215,26 +233,23 @@ def _assert_again(draft: Draft, intent: Intent, contest: Contest, count: int) ->
     )
 
 
-def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str) -> Decision:
+def _give_way(draft: Draft, intent: Intent, contest: Contest, manager: str, off: tuple[RouteView, ...]) -> Decision:
     generation = draft.case.identity.generation
     given_up = {"manager": manager, "given_up_generation": generation, "not_before": draft.case.now}
     contest = contest.model_copy(update=given_up)
     draft.update(contest=contest)
-    return _given_way(draft, intent, contest)
+    return _given_way(draft, intent, contest, off)
 
 
-def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
+def _given_way(draft: Draft, intent: Intent, contest: Contest, off: tuple[RouteView, ...]) -> Decision:
     case = draft.case
     record = draft.status.rollout
     if record is not None and record.ended_at is None and record.awaiting_since is None:
         draft.rollout(awaiting_since=case.now)
-    actions: tuple[SetWeights, ...] = ()
-    if intent.canary is not None and case.now >= contest.not_before and not case.known_gone(intent.stable):
-        actions = routes.lower(case.traffic, intent.stable, intent.canary, draft.subsets())
-        if actions:
-            later = case.now + _longest_pause(draft)
-            contest = contest.model_copy(update={"not_before": later})
-            draft.update(contest=contest)
+    actions = _safe_weights(draft, intent, off) if case.now >= contest.not_before else ()
+    if actions:
+        contest = contest.model_copy(update={"not_before": case.now + _longest_pause(draft)})
+        draft.update(contest=contest)
     message = (
         f"{contest.manager} keeps changing the weights that should be {_target(intent)}; no longer answered. "
         "Make it leave the weights alone, then edit the rollout's spec or give the retry command"
@@ -247,6 +262,16 @@ def _given_way(draft: Draft, intent: Intent, contest: Contest) -> Decision:
         order=Order.MESH_FIRST,
         wake_in=case.settings.retry if actions else case.settings.blocked_retry,
     )
+
+
+def _safe_weights(draft: Draft, intent: Intent, off: tuple[RouteView, ...]) -> tuple[SetWeights, ...]:
+    """Return what is written although we gave way: the canary is at 0, and requests go to a version that answers."""
+    traffic, stable = draft.case.traffic, intent.stable
+    if draft.case.known_gone(stable):
+        return ()
+    if intent.canary is not None:
+        return routes.lower(traffic, stable, intent.canary, draft.subsets())
+    return routes.shift(traffic, stable, None, 0, draft.subsets()) if _serves_the_dead(draft, off) else ()
 
 
 def _target(intent: Intent) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+from canaryrollout.api.status import RolloutRecord
 from canaryrollout.domain import steps
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.evidence import after
@@ -12,6 +13,16 @@ from canaryrollout.domain.evidence import after
 def grid_start(applied_at: datetime, propagation: timedelta) -> datetime:
     """Return where the evidence of a weight begins: when it was confirmed, and the proxies had time to hear of it."""
     return applied_at + propagation
+
+
+def judged_weight(record: RolloutRecord) -> tuple[int, datetime] | None:
+    """Return the weight that the canary is judged at, and when it was written; ``None`` while it has none.
+
+    A first weight counts as soon as it is decided on: one VirtualService may have it for long while another refuses it.
+    """
+    if record.weight:
+        return (record.weight, record.applied_at) if record.applied_at is not None else None
+    return (record.target.weight, record.target.set_at) if record.target is not None else None
 
 
 def opening_window(applied_at: datetime, propagation: timedelta) -> tuple[datetime, datetime]:

@@ -13,7 +13,7 @@ from canaryrollout.domain.coverage import unanswered
 from canaryrollout.domain.decision import Needs
 from canaryrollout.domain.evidence import EvidenceRequest, OwnQuery, PreflightRequest
 from canaryrollout.domain.gates import effective_analysis
-from canaryrollout.domain.looks import grid_start, opening_window
+from canaryrollout.domain.looks import grid_start, judged_weight, opening_window
 from canaryrollout.domain.naming import fqdn
 from canaryrollout.domain.observation import Identity
 from canaryrollout.domain.prepare import baseline_window
@@ -87,9 +87,10 @@ class _Asking:
         return not (record.weight or record.target is not None or record.promote)
 
     def step(self) -> EvidenceRequest | None:
-        if self.record.applied_at is None or not self.record.weight:
+        judged = judged_weight(self.record)
+        if judged is None:
             return None
-        start = grid_start(self.record.applied_at, self.settings.propagation)
+        start = grid_start(judged[1], self.settings.propagation)
         analysis = self.analysis
         return replace(
             self._request(start, analysis.interval, None),
@@ -98,9 +99,10 @@ class _Asking:
         )
 
     def opening(self) -> EvidenceRequest | None:
-        if self.record.applied_at is None or not self.record.weight or not self.settings.propagation:
+        judged = judged_weight(self.record)
+        if judged is None or not self.settings.propagation:
             return None
-        start, end = opening_window(self.record.applied_at, self.settings.propagation)
+        start, end = opening_window(judged[1], self.settings.propagation)
         return self._request(start, end - start, end)
 
     def baseline(self) -> EvidenceRequest | None:
@@ -124,7 +126,7 @@ class _Asking:
         )
 
     def _request(self, start: datetime, interval: timedelta, until: datetime | None) -> EvidenceRequest:
-        analysis = self.analysis
+        analysis, judged = self.analysis, judged_weight(self.record)
         return EvidenceRequest(
             provider=analysis.provider,
             namespace=self.identity.namespace,
@@ -136,7 +138,7 @@ class _Asking:
             interval=interval,
             until=until,
             server_faults=(analysis.error_rate or ErrorRateGate(max=Fraction(0))).grpc_server_faults,
-            weight=self.record.weight,
+            weight=judged[0] if judged is not None else 0,
         )
 
 

@@ -27,7 +27,8 @@ def prepare(draft: Draft) -> Decision:
     if _overdue(draft):
         return _give_up(draft)
     if case.traffic.flaws:
-        return blocked(draft)
+        movable = case.identity.finalizer and not case.known_gone(draft.status.stable_version)
+        return (_level(draft) if movable else None) or blocked(draft)
     coverage.show(draft)
     if case.settings.lag and case.spec.analysis.provider not in case.settings.lag:
         return _unknown_provider(draft)

@@ -15,7 +15,7 @@ from canaryrollout.domain.decision import Decision, SetFinalizer
 from canaryrollout.domain.draft import Draft
 from canaryrollout.domain.gates import judge
 from canaryrollout.domain.in_effect import converge, show_convergence
-from canaryrollout.domain.looks import is_due, next_look
+from canaryrollout.domain.looks import is_due, judged_weight, next_look
 from canaryrollout.domain.observation import Missing, Refused
 from canaryrollout.domain.outage import AWAY, HEALTHY, came_back, without_evidence
 from canaryrollout.domain.overdue import expired, overdue, wait
@@ -51,11 +51,22 @@ def urgent(draft: Draft, waiting: str) -> Decision | None:
         draft: The decision in the making.
         waiting: What is waited for, should the deadline have passed.
     """
-    if not draft.record.weight:
+    first = not draft.record.weight
+    if first and (draft.case.observation.evidence is None or not any(_shares(draft))):
         return expired(draft, waiting)
     judgement = _judge(draft)
     draft.judged(judgement)
-    return unready(draft) or _failed(draft, judgement) or expired(draft, waiting)
+    gone = None if first else unready(draft)  # a first weight is given up before its grace is over
+    return gone or _failed(draft, judgement) or expired(draft, waiting)
+
+
+def _shares(draft: Draft) -> tuple[int, ...]:
+    return draft.case.traffic.weights_of(draft.record.version)
+
+
+def _weight(draft: Draft) -> int:
+    judged = judged_weight(draft.record)
+    return judged[0] if judged is not None else draft.record.weight
 
 
 def _judge(draft: Draft) -> Judgement:
@@ -63,7 +74,7 @@ def _judge(draft: Draft) -> Judgement:
     judgement = judge(
         draft.case.spec.analysis,
         evidence,
-        weight=record.weight,
+        weight=_weight(draft),
         # While the weight is being raised, the step that just passed is finished and still in force: not twice.
         finished=tuple(step for step in record.finished if step.weight < record.weight),
         baseline=record.baseline,
@@ -94,7 +105,7 @@ def _show_health(draft: Draft, judgement: Judgement) -> None:
 
 def _failed(draft: Draft, judgement: Judgement) -> Decision | None:
     if judgement.verdict is Verdict.FAIL:
-        return rollback.begin(draft, "GateFailed", f"at {draft.record.weight} %: {judgement.message}")
+        return rollback.begin(draft, "GateFailed", f"at {_weight(draft)} %: {judgement.message}")
     silent = [gate.message for gate in judgement.gates if gate.reason == "NoData" and _forbids_silence(draft, gate)]
     if silent:
         message = f"at {draft.record.weight} %, onNoData is Rollback: {'; '.join(dict.fromkeys(silent))}"
@@ -124,31 +135,21 @@ def _forbids_silence(draft: Draft, gate: GateResult) -> bool:
 
 def _drifted(draft: Draft) -> Decision | None:
     case, record = draft.case, draft.record
-    traffic = case.traffic
-    if traffic.unreadable:
-        message = "; ".join(traffic.unreadable)
-        return overdue(draft, message) or draft.move(
-            Phase.PROGRESSING, "MeshUnreadable", message, wake_in=case.settings.retry
-        )
-    if traffic.flaws:
-        return overdue(draft, "the mesh objects cannot be used") or draft.move(
-            Phase.BLOCKED,
-            traffic.flaws[0].reason,
-            "; ".join(flaw.message for flaw in traffic.flaws),
-            wake_in=case.settings.poll,
-        )
-    if lost := drift.lost_host(draft):
-        return overdue(draft, lost) or draft.move(Phase.BLOCKED, "HostsChanged", lost, wake_in=case.settings.poll)
-    stable = draft.status.stable_version or ""
-    intent = drift.Intent(stable, record.version, record.weight, Phase.PROGRESSING)
+    intent = drift.Intent(draft.status.stable_version or "", record.version, record.weight, Phase.PROGRESSING)
     off = drift.differing(draft, intent)
+    if drift.rollback_under_way(draft, off):
+        return _asking_why(draft) or rollback.begin(draft, "RollbackResumed", "a rollback was under way")
+    if (unusable := _unusable(draft)) is not None:
+        phase, reason, message = unusable
+        if beyond := drift.raised(intent, off):
+            return expired(draft, message) or drift.answer(draft, intent, beyond)
+        wake_in = case.settings.poll if phase is Phase.BLOCKED else case.settings.retry
+        return overdue(draft, message) or draft.move(phase, reason, message, wake_in=wake_in)
     if not off:
         drift.settled(draft)
         if record.applied_at is None:
             draft.rollout(applied_at=case.now)
         return None
-    if drift.rollback_under_way(draft, off):
-        return _asking_why(draft) or rollback.begin(draft, "RollbackResumed", "a rollback was under way")
     below = all(route.weight_of(record.version) < record.weight for route in off)
     short = short_of_endpoints(draft, draft.case.step_phase) if below else None
     if short is not None:
@@ -164,6 +165,18 @@ def _drifted(draft: Draft) -> Decision | None:
     return expired(draft, waiting) or drift.answer(draft, intent, off, wake_at=next_look(draft))
 
 
+def _unusable(draft: Draft) -> tuple[Phase, str, str] | None:
+    """Return why not every route can be looked at and moved: phase, reason and message of the wait."""
+    traffic = draft.case.traffic
+    if traffic.unreadable:
+        return Phase.PROGRESSING, "MeshUnreadable", "; ".join(traffic.unreadable)
+    if traffic.flaws:
+        return Phase.BLOCKED, traffic.flaws[0].reason, "; ".join(flaw.message for flaw in traffic.flaws)
+    if lost := drift.lost_host(draft):
+        return Phase.BLOCKED, "HostsChanged", lost
+    return None
+
+
 def _asking_why(draft: Draft) -> Decision | None:
     """Wait for the first answer of the provider where it may tell why the traffic was taken back.
 
@@ -174,7 +187,7 @@ def _asking_why(draft: Draft) -> Decision | None:
     asked = [case.observation.evidence, *([case.observation.opening] if case.settings.propagation else [])]
     deadline = steps.deadline(case.spec, record)
     over = deadline is not None and case.now >= deadline
-    if None not in asked or over or not is_due(draft) or any(case.traffic.weights_of(record.version)):
+    if None not in asked or over or not is_due(draft) or any(_shares(draft)):
         return None
     message = f"{record.version} has no traffic any more; asking provider {case.spec.analysis.provider} why"
     return draft.move(Phase.ROLLING_BACK, "RollbackResumed", message, wake_in=case.settings.retry)

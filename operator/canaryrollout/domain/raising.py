@@ -52,6 +52,9 @@ def complete(draft: Draft, target: Target) -> Decision:
     if traffic.at(record.version, target.weight):
         return _confirmed(draft, target)
     if traffic.unreadable or traffic.flaws:
+        meant = drift.Intent(draft.status.stable_version or "", record.version, target.weight, Phase.PROGRESSING)
+        if drift.raised(meant, traffic.routes):
+            return _changed_meanwhile(draft)
         messages = [*traffic.unreadable, *(flaw.message for flaw in traffic.flaws)]
         reason = "MeshUnreadable" if traffic.unreadable else traffic.flaws[0].reason
         phase = Phase.PROGRESSING if traffic.unreadable else Phase.BLOCKED
@@ -68,7 +71,7 @@ def complete(draft: Draft, target: Target) -> Decision:
         found, share = route.virtual_service, route.weight_of(record.version)
         if share == target.weight or found.generation == target.generations.get(found.name):
             continue
-        if found.written_by_us and share < target.weight and found.name in target.generations:
+        if drift.taken_back(draft, route) and found.name in target.generations:
             return rollback.begin(draft, "RollbackResumed", f"{found.name} shows a rollback that was under way")
         if record.weight and share != record.weight and found.name in target.generations:
             return _changed_meanwhile(draft)

@@ -6,6 +6,8 @@ only: stable is *known* to have no ready endpoint, so that going back would send
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from canaryrollout.api.status import Baseline, Phase, RolloutRecord
 from canaryrollout.domain import routes
 from canaryrollout.domain.cleanup import cleanup
@@ -39,7 +41,7 @@ def proceed(draft: Draft) -> Decision:
     if _nowhere_to_go(draft):
         return _withheld(draft, record.explanation)
     if any(draft.case.traffic.weights_of(record.version)):
-        return _lower(draft)
+        return _lower(draft, _given_again_by(draft))
     stuck = [f for f in draft.case.traffic.flaws if isinstance(f, Refused) and _may_serve(draft, f, record.version)]
     if stuck:
         return draft.move(
@@ -62,7 +64,23 @@ def proceed(draft: Draft) -> Decision:
     return waiting or _ended(draft)
 
 
-def _lower(draft: Draft) -> Decision:
+def _given_again_by(draft: Draft) -> str:
+    """Return who gave the canary traffic after it was at 0, and tell of it once; empty where nobody did."""
+    record = draft.record
+    given = [route for route in draft.case.traffic.routes if route.weight_of(record.version)]
+    theirs = [route for route in given if not route.virtual_service.written_by_us]
+    if record.weight or not theirs:
+        return ""
+    managers = ", ".join(sorted({route.virtual_service.writer or "an unknown manager" for route in theirs}))
+    since = takewhile(lambda entry: entry.reason != record.reason, reversed(draft.status.history))
+    if not any(entry.reason == "DriftDetected" for entry in since):
+        found = "; ".join(f"{route.name} is at {route.shares()}" for route in theirs)
+        message = f"weights were changed by {managers} while {record.version} is taken back: {found}"
+        draft.note("DriftDetected", message, warning=True)
+    return managers
+
+
+def _lower(draft: Draft, given_again_by: str = "") -> Decision:
     record = draft.record
     stable = draft.status.stable_version or ""
     actions = routes.lower(draft.case.traffic, stable, record.version, draft.subsets())
@@ -76,10 +94,11 @@ def _lower(draft: Draft) -> Decision:
             "known to take it back to: add a subset for it to the DestinationRule",
             wake_in=draft.case.settings.retry,
         )
+    again = f" again, as {given_again_by} gave it traffic" if given_again_by else ""
     return draft.move(
         Phase.ROLLING_BACK,
         record.reason,
-        f"taking {record.version} to 0: {record.explanation}",
+        f"taking {record.version} to 0{again}: {record.explanation}",
         actions=actions,
         order=Order.MESH_FIRST,
         again=True,

@@ -193,3 +193,14 @@ def test_a_level_is_kept_for_as_long_as_a_new_window_would_count_what_the_canary
     world.now = ended + timedelta(seconds=seconds)
     given(world, "retry/v2/1")
     assert (record(world).baseline is not None) is kept
+
+
+def test_a_promotion_ends_the_wait_of_who_gave_way_to_another() -> None:
+    asking = [{"weight": 30, "approval": "Required"}, {"weight": 100}]
+    world = World(rollout=spec(steps=asking)).run(until=lambda w: w.reason == "AwaitingApproval")
+    while world.reason != "WeightContested":
+        world.edit("reviews", set_to(("v1", 100)))
+        world.run(300, until=lambda w: w.share("v2") == 30 or w.reason == "WeightContested")
+    world.command = "promote/v2/1"
+    world.run()
+    assert (world.phase, world.share("v2")) == (Phase.STABLE, 100)

@@ -9,7 +9,7 @@ import pytest
 
 from canaryrollout.api.status import Contest, Phase
 from tests.unit.domain.watchedworld import on_two, set_to
-from tests.world import SETTINGS, World, destination, destination_rule, spec, virtual_service
+from tests.world import OURS, SETTINGS, World, destination, destination_rule, spec, virtual_service
 
 INTERVAL = timedelta(seconds=10)
 
@@ -536,3 +536,90 @@ def test_who_gives_way_sees_to_it_that_the_canary_is_at_0_and_then_looks_seldom(
     decision = world.step()
     assert not decision.actions
     assert decision.wake_at == world.now + SETTINGS.blocked_retry
+
+
+def test_a_sync_is_no_rollback_although_another_rollout_writes_the_same_virtual_service_after_it() -> None:
+    world = at(30)
+    world.edit("reviews", set_to(("v1", 100)))
+    world.run(1)
+    world.edit("reviews", lambda mesh: mesh.update(gateways=["mesh"]), OURS)
+    world.run(15)
+    assert world.share("v2") == 30
+    assert "RollbackResumed" not in world.events
+    assert "WeightReasserted" in world.events
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_canary_that_was_raised_is_lowered_although_another_virtual_service_cannot_be_used(gone: bool) -> None:
+    world = on_two(10)
+    if gone:
+        del world.services["gateway"]
+    else:
+        world.unread = frozenset({"gateway"})
+    world.edit("reviews", set_to(("v1", 10), ("v2", 90)))
+    world.run(10)
+    assert world.shares("v2")[0] == 10
+    assert world.reason == ("VirtualServiceNotFound" if gone else "MeshUnreadable")
+    world.edit("reviews", set_to(("v1", 95), ("v2", 5)))
+    world.run(60)
+    assert world.shares("v2")[0] == 5
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_at_rest_weights_are_set_again_although_another_virtual_service_is_gone(failing: bool) -> None:
+    world = on_two(10)
+    world.error_rate = lambda version, *_: 0.5 if failing and version == "v2" else 0.0
+    world.run()
+    serves, other = ("v1", "v2") if failing else ("v2", "v1")
+    assert world.share(serves) == 100
+    assert world.rule is not None
+    if failing:
+        world.rule["spec"]["subsets"].append({"name": "v2", "labels": {"version": "v2"}})
+    del world.services["gateway"]
+    world.edit("reviews", set_to((serves, 70), (other, 30)))
+    world.run(60)
+    assert world.share(serves) == 100
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
+
+
+def test_a_rollback_cut_short_is_finished_although_another_virtual_service_is_gone() -> None:
+    names = ("reviews", "gateway", "edge")
+    services = {name: virtual_service(name, {"route": [destination("v1", 100)]}) for name in names}
+    istio = {"virtualServices": [{"name": name} for name in names], "destinationRule": {"name": "reviews"}}
+    world = at(30, rollout=spec(istio=istio), services=services)
+    edit(world, 30, OURS)
+    for entry, weight in zip(world.services["gateway"]["spec"]["http"][0]["route"], (100, 0), strict=True):
+        entry["weight"] = weight
+    world.services["gateway"]["metadata"] = {**world.services["reviews"]["metadata"], "name": "gateway"}
+    del world.services["edge"]
+    world.run(60, until=lambda w: w.shares("v2") == [0, 0])
+    assert world.shares("v2") == [0, 0]
+    assert "RollbackResumed" in world.events
+
+
+def test_who_gave_way_at_rest_takes_requests_off_a_version_that_is_gone_and_then_looks_seldom() -> None:
+    world = World()
+    world.run(until=lambda w: w.phase is Phase.STABLE and w.state.stable_version == "v2")
+    world.ready = {"v2": 2}
+    while world.reason != "WeightContested":
+        world.edit("reviews", set_to(("v1", 100)))
+        world.run(30, until=lambda w: w.share("v2") == 100 or w.reason == "WeightContested")
+    world.run(60, until=lambda w: w.share("v2") == 100)
+    assert world.share("v2") == 100
+    since = world.now
+    world.edit("reviews", set_to(("v1", 100)))
+    world.run(600, until=lambda w: w.share("v2") == 100)
+    assert world.now - since >= 8 * INTERVAL
+    world.ready = {"v1": 2, "v2": 2}
+    world.edit("reviews", set_to(("v1", 100)))
+    world.run(600)
+    assert world.share("v1") == 100
+    assert world.reason == "WeightContested"
+
+
+def test_a_virtual_service_that_is_gone_is_missed_as_soon_as_a_promotion_is_done() -> None:
+    world = at(100)
+    world.run(until=lambda w: w.phase is Phase.PROMOTING)
+    del world.services["reviews"]
+    world.run(60)
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")

@@ -255,3 +255,12 @@ def test_a_provider_is_unknown_where_others_are_defined(lag: dict[str, timedelta
     ready = next(c for c in decision.status.conditions if c.type == "Ready")
     assert (ready.reason == "ProviderUnknown") is unknown
     assert ("use one of thanos" in decision.status.message) is unknown
+
+
+def test_a_canary_that_gets_traffic_early_is_taken_to_0_although_another_virtual_service_is_gone() -> None:
+    world = on_two(0)
+    del world.services["gateway"]
+    world.edit("reviews", set_to(("v1", 60), ("v2", 40)))
+    world.run(60)
+    assert world.shares("v2") == [0]
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")

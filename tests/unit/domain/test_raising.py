@@ -3,6 +3,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from canaryrollout.api.status import Phase
 from tests.unit.domain.watchedworld import WatchedWorld, on_two, set_to
 from tests.unit.domain.watchedworld import at as watched_at
@@ -293,3 +295,70 @@ def test_traffic_beyond_the_target_of_a_raise_is_taken_to_the_weight_before_at_o
     world.edit("reviews", weights(60))
     world.step()
     assert world.share("v2") == 10
+
+
+def _shared(**fields: Any) -> WatchedWorld:
+    """Return a world whose VirtualService has a route of another host, which another CanaryRollout moves."""
+    routes = [{"name": name, "route": [destination("v1", 100)]} for name in ("reviews", "ratings")]
+    routes[1]["route"][0]["destination"]["host"] = "ratings"  # type: ignore[index]
+    listed = [{"name": "reviews", "routes": ["reviews"]}]
+    rollout = spec(istio={"virtualServices": listed, "destinationRule": {"name": "reviews"}})
+    return WatchedWorld(rollout=rollout, services={"reviews": virtual_service("reviews", *routes)}, **fields)
+
+
+def _other_rollout_writes(world: World) -> None:
+    def change(mesh: dict[str, Any]) -> None:
+        mesh["http"][1]["timeout"] = f"{world.passes}s"
+
+    world.edit("reviews", change, OURS)
+
+
+@pytest.mark.parametrize("weight", [0, 10, 30])
+def test_a_raise_is_not_ended_by_another_rollout_that_writes_the_same_virtual_service(weight: int) -> None:
+    world = _shared(rule=destination_rule("v1", "v2"))
+    world.run(until=lambda w: w.share("v2") == weight and (not weight or w.state.weight == weight))
+    world.refused_raise()
+    _other_rollout_writes(world)
+    world.run(until=lambda w: w.state.stable_version == "v2")
+    assert world.shares("v2") == [100]
+    assert not {"RollbackResumed", "DriftDetected"} & set(world.events)
+
+
+def test_a_first_weight_that_was_taken_back_from_the_destination_added_for_it_is_not_given_again() -> None:
+    world = on_two(0)
+    world.ready, world.refusing = {"v1": 2, "v2": 2}, frozenset({"gateway"})
+    world.run(until=lambda w: sorted(w.shares("v2")) == [0, 10])
+    world.edit("reviews", weights(0), OURS)
+    world.refusing = frozenset()
+    world.run(3)
+    assert "RollbackResumed" in world.events
+    assert max(world.shares("v2")) == 0
+
+
+def test_a_first_weight_that_only_one_of_two_virtual_services_has_is_judged() -> None:
+    world = on_two(0)
+    world.ready, world.refusing = {"v1": 2, "v2": 2}, frozenset({"gateway"})
+    world.run(until=lambda w: w.shares("v2") == [10, 0])
+    world.run(60)
+    assert world.shares("v2") == [10, 0]
+    assert world.state.rollout is not None
+    assert not world.state.rollout.reason
+    world.error_rate, since = lambda version, *_: 0.3 if version == "v2" else 0.0, world.now
+    world.run(until=lambda w: w.shares("v2") == [0, 0])
+    assert world.now - since < timedelta(seconds=30)
+    assert world.run().phase is Phase.ROLLED_BACK
+    assert "at 10 %: " in world.state.message
+    assert world.reason == "GateFailed"
+
+
+@pytest.mark.parametrize("before", [0, 10])
+def test_traffic_beyond_the_target_is_taken_back_although_another_virtual_service_is_gone(before: int) -> None:
+    world = on_two(before)
+    world.ready, world.refusing = {"v1": 2, "v2": 2}, frozenset({"gateway"})
+    world.run(until=lambda w: w.shares("v2")[0] > before and bool(w.failures))
+    world.refusing, world.failures = frozenset(), {}
+    del world.services["gateway"]
+    world.edit("reviews", set_to(("v1", 10), ("v2", 90)))
+    world.run(5)
+    assert world.shares("v2") == [before]
+    assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")

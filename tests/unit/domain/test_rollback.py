@@ -357,3 +357,20 @@ def test_a_spec_that_moves_on_during_a_rollback_is_followed_as_soon_as_it_is_don
     world.apply(version="v3")
     world.run(until=lambda w: w.share("v3") == 10)
     assert Phase.ROLLED_BACK not in {decision.status.phase for decision in world.decisions}
+
+
+def test_who_gives_the_canary_traffic_again_while_it_is_taken_back_is_named_once() -> None:
+    world = at(30)
+    world.error_rate = lambda version, *_: 0.5 if version == "v2" else 0.0
+    world.run(until=lambda w: w.share("v2") == 0)
+    world.run(2)
+    for _ in range(3):
+        world.edit("reviews", set_to(("v1", 70), ("v2", 30)))
+        world.step()
+        assert world.share("v2") == 0
+        assert world.state.message.startswith("taking v2 to 0 again, as argocd gave it traffic: at 30 %")
+        world.run(3)
+    told = [entry.message for entry in world.state.history if entry.reason == "DriftDetected"]
+    assert told == ["weights were changed by argocd while v2 is taken back: reviews is at v1 70 / v2 30"]
+    world.run()
+    assert world.phase is Phase.ROLLED_BACK
