@@ -136,8 +136,8 @@ def test_a_rollout_whose_spec_is_not_followed_stands_for_no_host(
 
 def test_a_rollout_that_becomes_invalid_under_way_keeps_its_host(registry: Registry) -> None:
     registry.apply(rollout("b", phase=Phase.BLOCKED))
-    younger = {"created_at": EPOCH + timedelta(seconds=1)}
-    registry.apply(replace(rollout("a", phase=Phase.PROGRESSING, **younger), problems=("spec.hold is soon: ...",)))
+    younger = rollout("a", phase=Phase.PROGRESSING, created_at=EPOCH + timedelta(seconds=1))
+    registry.apply(replace(younger, problems=("spec.hold is soon: ...",)))
     assert [claim.key for claim in registry.claims("shop/b")] == ["shop/a"]
 
 
