@@ -26,7 +26,7 @@ MAX_READINGS: Final = 200
 """How many readings of a query are kept: the newest."""
 MAX_PROVISIONAL: Final = 20
 """How many readings that came with a warning, or did not come, are asked for again."""
-UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError)
+UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading an answer of the wrong shape raises."""
 
 
