@@ -115,6 +115,27 @@ def test_another_rollout_that_writes_the_same_virtual_service_ends_no_raise(grou
     table.append(Row("another CanaryRollout writes the same VirtualService", "at each raise", len(STEPS), seen))
 
 
+def test_who_may_not_judge_a_host_keeps_it_from_nobody(ground: Ground, table: list[Row]) -> None:
+    """A tenant names another's Service, which is refused, and was there first; one even writes a status of its own."""
+    with new_life(ground) as life:
+        tenant = life.neighbor()
+        before = ground.cluster.get(VIRTUAL_SERVICES, tenant.namespace, NAME)
+        for name in ("squatter", "forger"):
+            create(tenant, name, host=f"{NAME}.{life.namespace}.svc.cluster.local")
+        begun = {"version": "v2", "startedAt": "2026-01-01T00:00:00Z", "weight": 50}
+        forged = {"phase": "Progressing", "stableVersion": "v1", "weight": 50, "rollout": begun}
+        ground.cluster.merge(ROLLOUTS, tenant.namespace, "forger/status", {"status": forged})
+        time.sleep(1.1)  # creation times are whole seconds; within one, uids decide
+        life.start()
+        took = seconds_to_promotion(life)
+        for name in ("squatter", "forger"):
+            life.until(lambda name=name: status(tenant, name).phase is Phase.BLOCKED, f"{name} refused")  # type: ignore[misc]
+        after = ground.cluster.get(VIRTUAL_SERVICES, tenant.namespace, NAME)
+        assert after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+    seen = f"both are Blocked, nothing of theirs is written; the Service's own rollout is promoted in {took:.1f} s"
+    table.append(Row("older CanaryRollouts elsewhere name the host", "one with a forged status", 1, seen))
+
+
 def passes(life: Life) -> int:
     """How often the operator has looked at any rollout."""
     assert life.program is not None

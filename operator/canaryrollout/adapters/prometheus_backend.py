@@ -22,6 +22,7 @@ from canaryrollout.adapters.prometheus_entry import LIVE_AT_LEAST, Entry, Job
 from canaryrollout.adapters.prometheus_own import Asks
 from canaryrollout.adapters.prometheus_preflight import look
 from canaryrollout.adapters.prometheus_provider import Provider
+from canaryrollout.adapters.turns import Turns
 from canaryrollout.domain.evidence import EvidenceRequest, Preflight, PreflightRequest
 
 GATHER: Final = 0.05
@@ -49,13 +50,13 @@ class Backend:
     Attributes:
         server: The provider.
         breaker: Whether it is away.
-        own_places: How many of the users' own queries may be under way at once.
+        own_places: How many of the users' own queries may be under way at once, namespaces in turn.
     """
 
     def __init__(self, server: Asks, entries: Entries, availability: Availability) -> None:
         self.server = server
         self.breaker = Breaker()
-        self.own_places = asyncio.Semaphore(max(server.provider.concurrency // 2, 1))
+        self.own_places = Turns(max(server.provider.concurrency // 2, 1))
         self._entries = entries
         self._availability = availability
         self._counting = Counting(server, self._answered, self._there)
@@ -102,7 +103,7 @@ class Backend:
             self._recover()
             return Preflight(request, error=self.breaker.reason, error_since=self.breaker.since)
         try:
-            answer = await look(self.server, request, now, self.own_places)
+            answer = await look(self.server, request, now, self.own_places.of(request.namespace))
         except QueryFailed as failure:
             await self._there(failure, now)
             return Preflight(request, error=str(failure), error_since=self.breaker.since)
@@ -167,7 +168,7 @@ class Backend:
                 self._gather(max((entry.not_before - now).total_seconds(), GATHER))
 
     async def _ask_own(self, entry: Entry, now: datetime) -> None:
-        await entry.own.ask(self.server, now, self.own_places)
+        await entry.own.ask(self.server, now, self.own_places.of(entry.request.namespace))
         entry.wake()
 
     # --- whether the provider is there ------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ class PrometheusClient:
     def _send(self, send: Callable[[], Any]) -> Answer:
         """Send a request and read its whole envelope; runs in a thread of the executor."""
         try:
-            result = send()
+            result = self._session.credentials.hide_in(send())
         except requests.Timeout as error:
             raise QueryFailed("Timeout", f"no answer within {self._timeouts()[1]:g} s") from error
         except _UNUSABLE as error:
@@ -277,7 +277,8 @@ def _answer(result: Any, response: requests.Response | None, hide: Callable[[str
     warnings = envelope.get("warnings")
     said = [warning for warning in warnings if not str(warning).startswith(_INFO)] if isinstance(warnings, list) else []
     shown = said[:MOST_WARNINGS]
-    return Answer(str(result_type), result, tuple(plain(hide(str(warning)), LONGEST_WARNING) for warning in shown))
+    told = tuple(plain(hide(str(warning)), LONGEST_WARNING) for warning in shown)
+    return Answer(hide(str(result_type)), result, told)
 
 
 def _envelope(response: requests.Response | None) -> dict[str, Any]:

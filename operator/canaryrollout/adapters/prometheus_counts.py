@@ -67,7 +67,7 @@ def rows_of(result_type: str, result: Any) -> Rows:
         for series in result:
             for time, value in series["values"] if result_type == "matrix" else [series["value"]]:
                 rows[round(float(time) * 1000)].append(Row(series["metric"], float(value)))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # JSON has numbers without end
         raise BadAnswer(f"cannot read the series of the answer: {error!r}") from error
     return rows
 

@@ -11,6 +11,7 @@ import base64
 import re
 import ssl
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
@@ -31,6 +32,8 @@ _KNOWN_PARAMETERS: Final = frozenset(
 """Parameters of Thanos and VictoriaMetrics that guard nothing; any other may be somebody's key."""
 _SHORTEST_SECRET: Final = 4
 """What is shorter guards nothing, and would black out words that only look alike."""
+_SHORTEST_IN_RESULT: Final = 16
+"""What is shorter may be part of a name that evidence is told apart by."""
 _VALUE: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 """Printable ASCII on one line, as headers can carry."""
 
@@ -64,6 +67,7 @@ class Credentials:
         """
         provider = self._provider
         headers = dict(provider.headers)
+        self._sent.contents = set()
         self._sent.secrets = {value for name, value in headers.items() if name.lower() not in _NOT_SECRET}
         for name, path in provider.header_files.items():
             headers[name] = self._secret(path, f"header {name}")
@@ -76,10 +80,17 @@ class Credentials:
     def hide(self, text: str) -> str:
         """Take what is secret out of a server's words: it may repeat what this thread sent last."""
         secrets: set[str] = getattr(self._sent, "secrets", set())
-        for secret in sorted(secrets | self._parameters, key=len, reverse=True):
-            if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, HIDDEN)
-        return text
+        known = (secret for secret in secrets | self._parameters if len(secret) >= _SHORTEST_SECRET)
+        return _without(text, sorted(known, key=len, reverse=True))
+
+    def hide_in(self, result: Any) -> Any:
+        """Take the contents of files out of a result: a message may quote a value or a label.
+
+        Only long ones, and none of the settings' own texts: a header may name a tenant that a host is named after.
+        """
+        sent: set[str] = getattr(self._sent, "contents", set())
+        secrets = [secret for secret in sent if len(secret) >= _SHORTEST_IN_RESULT]
+        return _hidden_in(result, secrets) if secrets else result
 
     def _basic(self, auth: BasicAuth) -> str:
         username = auth.username
@@ -87,15 +98,19 @@ class Credentials:
             username = _text_of(auth.username_file, "username")
         password = self._secret(auth.password_file, "password", ascii_only=False)
         encoded = base64.b64encode(f"{username}:{password}".encode()).decode()
-        self._sent.secrets.add(encoded)
+        self._keep(encoded)
         return f"Basic {encoded}"
 
     def _secret(self, path: Path, what: str, *, ascii_only: bool = True) -> str:
         value = _text_of(path, what)
         if ascii_only and _VALUE.fullmatch(value) is None:
             raise _unusable(what, path, "it has to be one line of printable ASCII")
-        self._sent.secrets.add(value)
+        self._keep(value)
         return value
+
+    def _keep(self, content: str) -> None:
+        self._sent.secrets.add(content)
+        self._sent.contents.add(content)
 
 
 class Trust:
@@ -144,6 +159,23 @@ class Trust:
                     raise _unusable(what, path, _reason(error)) from None
                 found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
         return tuple(found)
+
+
+def _without(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _hidden_in(value: Any, secrets: Sequence[str]) -> Any:
+    """Return a value of JSON without secrets; most of it are numbers, which are shorter than any."""
+    if isinstance(value, str):
+        return value if len(value) < _SHORTEST_IN_RESULT else _without(value, secrets)
+    if isinstance(value, list):
+        return [_hidden_in(item, secrets) for item in value]
+    if isinstance(value, dict):
+        return {_hidden_in(key, secrets): _hidden_in(item, secrets) for key, item in value.items()}
+    return value
 
 
 def words_of(error: ssl.SSLError) -> str:

@@ -19,13 +19,14 @@ from canaryrollout.adapters.prometheus_counts import milliseconds_of
 from canaryrollout.adapters.prometheus_provider import Provider
 from canaryrollout.adapters.promql import QueryRefused, own_query, variables_of
 from canaryrollout.adapters.promql_values import value_of
+from canaryrollout.adapters.turns import Turn
 from canaryrollout.domain.evidence import EvidenceRequest, MetricReading, MetricValue, OwnQuery
 
 MAX_READINGS: Final = 200
 """How many readings of a query are kept: the newest."""
 MAX_PROVISIONAL: Final = 20
 """How many readings that came with a warning, or did not come, are asked for again."""
-UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError)
+UNREADABLE: Final = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 """What reading an answer of the wrong shape raises."""
 
 
@@ -87,7 +88,7 @@ class OwnReadings:
             for name, readings in kept.items():
                 kept[name] = tuple(reading for reading in readings if reading.at <= now)
 
-    async def ask(self, server: Asks, now: datetime, places: asyncio.Semaphore) -> None:
+    async def ask(self, server: Asks, now: datetime, places: Turn) -> None:
         """Ask for all readings that are due.
 
         Args:
@@ -104,9 +105,7 @@ class OwnReadings:
         finally:
             self.asking = False
 
-    async def _one(
-        self, query: OwnQuery, server: Asks, ends: Sequence[datetime], places: asyncio.Semaphore
-    ) -> tuple[str, ...]:
+    async def _one(self, query: OwnQuery, server: Asks, ends: Sequence[datetime], places: Turn) -> tuple[str, ...]:
         """Bring one query's readings up to date and return the warnings about them."""
         settled = self._settled.get(query.name, ())
         wanted = [end for end in ends if not settled or end > settled[-1].at]
@@ -148,7 +147,7 @@ class _Question:
     step: timedelta
 
     async def ask(
-        self, server: Asks, ends: Sequence[datetime], places: asyncio.Semaphore
+        self, server: Asks, ends: Sequence[datetime], places: Turn
     ) -> tuple[list[MetricValue], tuple[str, ...]]:
         """Return the answer at each of ``ends``, and warnings; what goes wrong is said in the values."""
         try:
@@ -176,7 +175,7 @@ class _Question:
         return values_over(answer.result_type, answer.result, ends), answer.warnings
 
     async def _ask_in_parts(
-        self, server: Asks, ends: Sequence[datetime], places: asyncio.Semaphore
+        self, server: Asks, ends: Sequence[datetime], places: Turn
     ) -> tuple[list[MetricValue], tuple[str, ...]]:
         """Ask at fewer times at once: a range may be too much for a server although each time is not."""
         newest, warnings = await self.ask(server, ends[-1:], places)

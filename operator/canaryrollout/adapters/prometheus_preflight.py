@@ -19,6 +19,7 @@ from canaryrollout.adapters.prometheus_own import UNREADABLE, Asks, filled_in
 from canaryrollout.adapters.prometheus_queries import UNKNOWN_VERSIONS, versions_query
 from canaryrollout.adapters.promql import QueryRefused
 from canaryrollout.adapters.promql_values import value_of
+from canaryrollout.adapters.turns import Turn
 from canaryrollout.domain.evidence import Preflight, PreflightRequest
 
 AGAIN: Final = timedelta(seconds=5)
@@ -69,7 +70,7 @@ def satisfactory(answer: Preflight) -> bool:
     return known and not (answer.error or answer.refused or answer.edge_problem or answer.warnings)
 
 
-async def look(server: Asks, request: PreflightRequest, at: datetime, places: asyncio.Semaphore) -> Preflight:
+async def look(server: Asks, request: PreflightRequest, at: datetime, places: Turn) -> Preflight:
     """Ask a provider all that has to be known.
 
     Args:
@@ -122,9 +123,7 @@ def stand_ins(request: PreflightRequest) -> Mapping[str, str]:
     }
 
 
-async def _own(
-    server: Asks, request: PreflightRequest, at: datetime, places: asyncio.Semaphore
-) -> tuple[str, tuple[str, ...], str]:
+async def _own(server: Asks, request: PreflightRequest, at: datetime, places: Turn) -> tuple[str, tuple[str, ...], str]:
     """Try the user's own queries: return what is wrong with one of them, warnings, and why one was not answered."""
     warnings: list[str] = []
     for query in request.queries:

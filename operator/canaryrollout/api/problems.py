@@ -53,6 +53,12 @@ def problems(spec: CanaryRolloutSpec, namespace: str) -> tuple[str, ...]:
     return tuple(describe(path, _value_at(path, written), message) for path, message in found)
 
 
+def is_elsewhere(host: str, namespace: str) -> bool:
+    """Return whether a host is that of a Service of another namespace, and no rollout of this one has a say in it."""
+    labels = host.split(".")
+    return len(labels) > 2 and labels[2] == "svc" and labels[1] != namespace
+
+
 def describe(path: str, value: Any, message: str) -> str:
     """Return a problem as a sentence: the field, its value as YAML has it, what would be right."""
     text = _as_yaml(value)
@@ -186,5 +192,5 @@ def _host_problems(host: str, namespace: str) -> Iterator[Problem]:
     short = f"write {service}" if owner == namespace else f"create the CanaryRollout in namespace {owner}"
     if (len(labels) == 2 and owner == namespace) or labels[2:] == ["svc"]:
         yield "spec.host", f"Istio does not resolve names of this form; {short}"
-    elif len(labels) > 3 and labels[2] == "svc" and owner != namespace:
+    elif is_elsewhere(host, namespace):
         yield "spec.host", f"must be a service of the rollout's own namespace {namespace}, not of {owner}; {short}"

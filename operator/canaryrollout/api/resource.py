@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from canaryrollout.api.problems import describe, problems
+from canaryrollout.api.problems import describe, is_elsewhere, problems
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus
 
@@ -27,7 +27,8 @@ class ReadRollout:
 
     Attributes:
         spec: The spec, or ``None`` when it cannot be read as one. A spec that can be read is here even when it has
-            problems: it still tells which traffic to take back.
+            problems: it still tells which traffic to take back. One about a Service of another namespace is not,
+            because it never moved any, whatever a status says.
         status: The status; empty when there is none or it cannot be read.
         problems: What is wrong with the spec, for people; empty when nothing is.
         status_problems: What is wrong with the status. Only the operator writes it, so this is a defect or a newer
@@ -62,7 +63,7 @@ def read_spec(raw: object, namespace: str) -> tuple[CanaryRolloutSpec | None, tu
         spec = CanaryRolloutSpec.model_validate({} if raw is None else raw)
     except ValidationError as error:
         return None, explain(error, "spec")
-    return spec, problems(spec, namespace)
+    return None if is_elsewhere(spec.host, namespace) else spec, problems(spec, namespace)
 
 
 def read_status(raw: object) -> tuple[CanaryRolloutStatus, tuple[str, ...]]:

@@ -9,6 +9,7 @@ anyway.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
@@ -19,6 +20,10 @@ LONGEST: Final = 4096
 LONGEST_EVENT: Final = 1024
 """How many characters the API server takes as the message of an Event."""
 _CUT: Final = "..."
+_UNSEEN: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U0001d159\U000e0100-\U000e01ef]"
+)
+"""What shows nothing although Unicode counts it as printable: fillers, selectors of variants, empty patterns."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -28,7 +33,7 @@ def plain(text: str, longest: int = LONGEST) -> str:
 
     What is not printable by Unicode's account is spelled as Python and JSON do (``\n``, ``\x1b``, ``\u202e``): control
     characters, line breaks, spaces other than the plain one, marks of direction, characters without width, halves of
-    surrogate pairs.
+    surrogate pairs; so is what shows nothing all the same.
 
     Args:
         text: The text.
@@ -37,7 +42,7 @@ def plain(text: str, longest: int = LONGEST) -> str:
     Returns:
         The text itself where nothing is wrong with it; `plain` of a result is that result.
     """
-    if len(text) <= longest and text.isprintable():
+    if len(text) <= longest and _is_seen(text):
         return text
     shown = _escaped(text[: longest + 1])
     return shown if len(shown) <= longest else shown[: longest - len(_CUT)] + _CUT
@@ -82,4 +87,8 @@ def _plain_value(value: object) -> object:
 
 
 def _escaped(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return "".join(char if _is_seen(char) else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def _is_seen(text: str) -> bool:
+    return text.isprintable() and (text.isascii() or _UNSEEN.search(text) is None)

@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Condition, Phase
+from canaryrollout.api.text import plain
 from canaryrollout.domain import drift, progress, rollback
 from canaryrollout.domain.answering import answer_command, reason_of, recent_baseline, resume_contest
 from canaryrollout.domain.cleanup import cleanup, release
@@ -77,7 +78,7 @@ def decide_invalid(status: CanaryRolloutStatus, identity: Identity, problems: Se
     if identity.deleting:
         return Decision(status, (SetFinalizer(False),) if identity.finalizer else ())
     now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-    message = "; ".join(problems)
+    message = plain("; ".join(problems))  # as status has it, or the same words would be news each time
     seen = {condition.type: condition for condition in status.conditions}
     conditions = []
     for kind, state in (("Ready", "False"), ("Reconciling", "False"), ("Stalled", "True")):

@@ -76,6 +76,7 @@ class Elector:
         self._observed: tuple[str, Any, Any] | None = None
         self._observed_at = 0.0
         self._expiry: asyncio.TimerHandle | None = None
+        self._attempt: asyncio.Task[bool] | None = None
         self.answered = False
         """Whether the API server has ever answered about the Lease."""
 
@@ -93,13 +94,19 @@ class Elector:
         while True:
             started = self._clock.monotonic()
             period = self._settings.retry
-            if not await self._try_once() and self._may_have_it():
+            self._attempt = asyncio.create_task(self._try_once(), name="lease")
+            if not await asyncio.shield(self._attempt) and self._may_have_it():
                 period *= SOON * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
             elapsed = self._clock.monotonic() - started
             await asyncio.sleep(max(0.01, period - elapsed))
 
     async def release(self) -> None:
-        """Give the lease up, so that another replica takes over at its next look."""
+        """Give the lease up, so that another replica takes over at its next look.
+
+        An attempt under way when `run` was cancelled is let end first: what it writes could arrive after the release.
+        """
+        if self._attempt is not None:
+            await asyncio.wait({self._attempt})
         if not self._leads:
             return
         self._step_down(RELEASED)

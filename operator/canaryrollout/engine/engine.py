@@ -246,13 +246,19 @@ class Engine:
         endless = [self._tasks.pop(), self._tasks.pop()]
         for task in endless:
             task.cancel()
-        pending = {*self._tasks, *self._background}
-        if pending:
-            _, pending = await asyncio.wait(pending, timeout=self._settings.stop_grace)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.stop_grace
+        pending = self._unfinished()
+        while pending and loop.time() < end:  # a pass that ends begins to tell what it did
+            await asyncio.wait(pending, timeout=end - loop.time())
+            pending = self._unfinished()
         for task in pending:
             task.cancel()
         await asyncio.gather(*endless, *pending, return_exceptions=True)
         self._tasks = []
+
+    def _unfinished(self) -> list[asyncio.Task[None]]:
+        return [task for task in (*self._tasks, *self._background) if not task.done()]
 
     def _leads(self) -> bool:
         return self._leadership().leads()

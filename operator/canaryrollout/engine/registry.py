@@ -4,7 +4,8 @@ Fed by the watch, by our own writes and by a periodic list. It tells what a chan
 writes come back as watch events and mean nothing; a new generation, a command or a deletion means a pass at once.
 A rollout at rest is kept as little more than its name: thousands of them should cost next to nothing, and a pass reads
 the object anew anyway. Of several on one host all but the one that judges it wait for their turn: they are told when
-that is another, and nothing else of it, or many on one host would keep each other awake.
+that is another, and nothing else of it, or many on one host would keep each other awake. One whose spec is not followed
+stands for no host: whoever wrote it, in whatever namespace, must not be able to keep others waiting by a mistake.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ def is_active(status: CanaryRolloutStatus) -> bool:
     if status.phase is Phase.BLOCKED:
         return status.rollout is not None and status.rollout.ended_at is None
     return status.phase in _UNDER_WAY
+
+
+def is_followed(rollout: Rollout) -> bool:
+    """Return whether a spec is followed: one with problems is only while it tells which traffic to take back."""
+    if rollout.spec is None:
+        return False
+    return not rollout.problems or is_active(rollout.status) or rollout.identity.deleting
 
 
 def wants_attention(rollout: Rollout) -> bool:
@@ -159,7 +167,7 @@ class Registry:
         return Entry(
             identity=rollout.identity,
             resource_version=rollout.resource_version,
-            host=self._host_of(rollout),
+            host=self._host_of(rollout) if is_followed(rollout) else None,
             phase=rollout.status.phase,
             active=is_active(rollout.status),
             readable=rollout.spec is not None,

@@ -30,7 +30,7 @@ from canaryrollout.engine.attempts import (
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.observe import Observer
 from canaryrollout.engine.ports import Clock, Later, NotLeading, Rollout, RolloutStore
-from canaryrollout.engine.registry import Registry, is_active
+from canaryrollout.engine.registry import Registry, is_followed
 from canaryrollout.engine.scheduler import Scheduler, next_turn
 from canaryrollout.engine.settings import EngineSettings
 from canaryrollout.engine.telemetry import Outcome, Telemetry
@@ -67,11 +67,6 @@ def takes_back(decision: Decision) -> bool:
 def same_situation(rollout: Rollout, fresh: Rollout) -> bool:
     """Return whether two readings of an object call for the same decision, whatever their resourceVersions."""
     return replace(fresh, resource_version=rollout.resource_version) == rollout
-
-
-def _must_go_on(rollout: Rollout) -> bool:
-    """Return whether a spec with problems is still followed: it tells which traffic to take back."""
-    return is_active(rollout.status) or rollout.identity.deleting
 
 
 def _log_events(key: str, events: tuple[Event, ...]) -> None:
@@ -227,7 +222,7 @@ class Worker:
         if rollout.status_problems:
             unread = core.decide_unread(rollout.spec, rollout.identity, rollout.status_problems, now())
             return _said_once(rollout, unread, attempts)
-        if rollout.spec is None or (rollout.problems and not _must_go_on(rollout)):
+        if rollout.spec is None or not is_followed(rollout):
             return core.decide_invalid(rollout.status, rollout.identity, rollout.problems, now())
         wake = partial(self._parts.queue.add, rollout.identity.key)
         needs = core.needs(rollout.spec, rollout.status, rollout.identity, now())

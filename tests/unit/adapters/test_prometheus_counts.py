@@ -227,6 +227,7 @@ def test_rows_that_belong_to_nobody(kind: str, result: Any) -> None:
         ("vector", {}),
         ("vector", [{"metric": {}}]),
         ("matrix", [{"metric": {}, "values": [["x"]]}]),
+        ("vector", [{"metric": {}, "value": [float("inf"), "1"]}]),
     ],
 )
 def test_rows_of_something_else(kind: str, result: Any) -> None:

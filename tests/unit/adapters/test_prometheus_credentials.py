@@ -168,8 +168,9 @@ def repeated(asked: Asked) -> str:
         lambda asked: Reply(302, b"", {"Location": f"http://elsewhere/?{repeated(asked).replace(' ', '+')}"}),
         lambda asked: Reply(200, repeated(asked).encode()),
         lambda asked: result("vector", [], warnings=[repeated(asked)]),
+        lambda asked: result(repeated(asked), []),
     ],
-    ids=["400", "401", "500", "redirect", "no JSON", "warning"],
+    ids=["400", "401", "500", "redirect", "no JSON", "warning", "type"],
 )
 async def test_a_server_that_repeats_credentials_does_not_make_them_known(
     stub: Stub,
@@ -200,6 +201,20 @@ async def test_a_server_that_repeats_credentials_does_not_make_them_known(
     assert asked.form["api_key"] == PARAMETER
     for secret in (TOKEN, PASSWORD, KEY, LITERAL, encoded, PARAMETER, quote_plus(PARAMETER), quote(PARAMETER, safe="")):
         assert secret not in "\n".join(shown)
+
+
+async def test_a_result_is_taken_as_it_is_but_for_what_files_hold(
+    stub: Stub, connect: Connect, guarded: Provider, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(long := "canary-token-of-some-length")
+    (tmp_path / "key").write_text("shop")
+    provider = replace(guarded, bearer_token_file=tmp_path / "token", headers={"X-Team": "reviews.shop.svc"})
+    host = "reviews.shop.svc.cluster.local"
+    stub.reply = lambda _: result(
+        "vector", [{"metric": {"a": host, long: f"b {long}"}, "value": [1, f"Bearer {long}"]}]
+    )
+    answer = await connect(provider).at("up", NOW)
+    assert answer.result == [{"metric": {"a": host, "***": "b ***"}, "value": [1, "Bearer ***"]}]
 
 
 async def test_a_server_that_is_not_there_is_told_of_without_credentials(

@@ -147,6 +147,11 @@ def test_no_result_crashes_a_reader_or_is_read_as_counts_below_zero(
         assert 0 <= counts.slow <= counts.timed
 
 
+def test_a_time_without_end_is_no_answer_to_a_users_query() -> None:
+    with pytest.raises(UNREADABLE):
+        values_over("matrix", [{"metric": {}, "values": [[float("inf"), "1"]]}], [T0])
+
+
 @given(answers)
 def test_no_result_of_a_users_query_crashes_its_reader(answer: tuple[str, Any]) -> None:
     for read in (lambda: value_of(*answer, T0), lambda: values_over(*answer, [T0, T0 + timedelta(seconds=10)])):

@@ -283,12 +283,27 @@ async def test_a_slow_own_query_delays_no_block() -> None:
     await source.close()
 
 
+async def test_slow_own_queries_of_a_namespace_delay_those_of_another_by_one_each_at_most() -> None:
+    server = SlowServer(PROVIDER, slow=8)
+    source = PrometheusSource({"default": PROVIDER}, CollectorRegistry(), lambda provider, metrics: server)
+    for n in range(50):
+        crowd = request(OwnQuery("slow", "slow"), host=f"h{n}.busy.svc.cluster.local", namespace="busy")
+        source.latest(crowd, T0 + 12 * SECOND, lambda: None)
+    await asyncio.sleep(1)
+    source.latest(request(OwnQuery("load", "load")), T0 + 12 * SECOND, lambda: None)
+    await asyncio.sleep(9)
+    assert server.queries().count("load") == 1
+    await source.close()
+
+
 @dataclass
 class SlowServer(Server):
-    """Takes for ever for queries called slow."""
+    """Takes long for queries called slow."""
+
+    slow: float = 1_000
 
     async def _answer(self, path: str, query: str, **form: str) -> Any:
-        self.takes = 1_000 if query == "slow" else 0.01
+        self.takes = self.slow if query == "slow" else 0.01
         return await super()._answer(path, query, **form)
 
 

@@ -108,6 +108,15 @@ def test_unknown_fields_are_ignored_as_the_api_server_prunes_them() -> None:
     assert read.status.phase is Phase.PROGRESSING
 
 
+@pytest.mark.parametrize("host", ["reviews.other.svc.cluster.local", "reviews.other.svc", "reviews.other.svc.a.b"])
+def test_a_spec_about_a_service_of_another_namespace_is_no_spec_whatever_the_status_says(host: str) -> None:
+    read = read_rollout(body(spec=spec_with("spec.host", host)))
+
+    assert read.status.phase is Phase.PROGRESSING
+    assert read.spec is None, "nothing is counted, observed or moved because of it, and it stands for no host"
+    assert f"spec.host is '{host}'" in read.problems[0]
+
+
 def test_views_of_an_object_are_read_like_the_object() -> None:
     spec = MappingProxyType({**SPEC, "hold": MappingProxyType({"a": 1})})
 

@@ -130,6 +130,8 @@ class World:
 
     async def emit(self, known: Rollout, event: Event, permit: Permit) -> None:
         permit()
+        if "emit" in self.delays:
+            await asyncio.sleep(self.delays["emit"])
         self.events.append((known.identity.key, event.reason))
 
     async def observe(self, namespace: str, spec: CanaryRolloutSpec, *, references: bool) -> Mesh:

@@ -29,6 +29,7 @@ class View:
     def __init__(self, lease: Lease, name: str) -> None:
         self.lease, self.name = lease, name
         self.hang = False
+        self.write_takes = 0.0
         self.error: Exception | None = None
 
     async def _arrive(self) -> None:
@@ -44,17 +45,25 @@ class View:
 
     async def create(self, spec: dict[str, Any]) -> str:
         await self._arrive()
-        if self.lease.spec is not None:
-            raise Conflict("exists")
-        return self._store(spec)
+        return await self._written("0", spec)
 
     async def replace(self, resource_version: str, spec: dict[str, Any]) -> str:
         await self._arrive()
-        if resource_version != str(self.lease.version):
-            raise Conflict("modified")
-        return self._store(spec)
+        return await self._written(resource_version, spec)
 
-    def _store(self, spec: dict[str, Any]) -> str:
+    async def _written(self, resource_version: str, spec: dict[str, Any]) -> str:
+        """Store what was sent, whether or not anybody still waits for the answer."""
+        if not self.write_takes:
+            return self._store(resource_version, spec)
+        return await asyncio.shield(asyncio.ensure_future(self._store_later(resource_version, spec)))
+
+    async def _store_later(self, resource_version: str, spec: dict[str, Any]) -> str:
+        await asyncio.sleep(self.write_takes)
+        return self._store(resource_version, spec)
+
+    def _store(self, resource_version: str, spec: dict[str, Any]) -> str:
+        if resource_version != str(self.lease.version):
+            raise Conflict("exists" if resource_version == "0" else "modified")
         self.lease.version += 1
         self.lease.spec = spec
         return str(self.lease.version)
@@ -143,6 +152,31 @@ async def test_a_release_is_followed_by_a_takeover_in_less_than_3_seconds() -> N
         await asyncio.sleep(3)
         assert b.elector.leads()
         assert b.changes[0][0] - stopped < 3
+
+
+@pytest.mark.parametrize("stopped_at", [0.1, 2.1], ids=["acquiring", "renewing"])
+async def test_a_lease_is_released_though_it_stops_in_the_middle_of_writing_it(stopped_at: float) -> None:
+    lease = Lease()
+    replica = Replica(lease, "a")
+    replica.view.write_takes = 0.3
+    replica.start()
+    await asyncio.sleep(stopped_at)
+    await replica.kill()
+    await replica.elector.release()
+    await asyncio.sleep(1)
+    assert not replica.elector.leads()
+    assert lease.spec is not None
+    assert lease.spec["holderIdentity"] == ""
+
+
+async def test_a_release_waits_no_longer_for_a_request_than_the_request_may_take() -> None:
+    async with two_replicas() as (a, _):
+        a.view.hang = True
+        await asyncio.sleep(2.1)
+        began = asyncio.get_running_loop().time()
+        await a.kill()
+        await a.elector.release()
+        assert asyncio.get_running_loop().time() - began <= 4.01
 
 
 @pytest.mark.parametrize("fault", ["hang", "error"])

@@ -7,7 +7,7 @@ import pytest
 
 from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import CanaryRolloutStatus, Change, ChangeKind, Phase
-from canaryrollout.domain.decision import Decision, Needs
+from canaryrollout.domain.decision import Decision, Event, Needs
 from canaryrollout.domain.observation import Observation
 from canaryrollout.engine.core import Core
 from canaryrollout.engine.ports import NotLeading, Rollout
@@ -202,6 +202,17 @@ async def test_stopping_lets_passes_under_way_end(world: World) -> None:
         await asyncio.sleep(1)
     assert decided == [pytest.approx(5, abs=0.01)]
     assert asyncio.get_running_loop().time() == pytest.approx(5, abs=0.01)
+
+
+async def test_stopping_lets_a_pass_that_ends_meanwhile_tell_what_it_did(world: World) -> None:
+    def note(spec: CanaryRolloutSpec, status: CanaryRolloutStatus, observation: Observation, now: datetime) -> Decision:
+        return Decision(status, events=(Event("StepPassed", "10 % passed"), Event("WeightRaised", "30 % now")))
+
+    world.delays = {"observe": 5, "emit": 1}
+    async with Running(engine(world, note, needs=Needs(mesh=True))) as subject:
+        subject.seen(world.put(rollout(phase=Phase.PROGRESSING)))
+        await asyncio.sleep(1)
+    assert [reason for _, reason in world.events] == ["StepPassed", "WeightRaised"]
 
 
 async def test_stopping_gives_up_on_passes_that_do_not_end(world: World) -> None:

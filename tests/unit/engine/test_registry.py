@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from canaryrollout.api.spec import CanaryRolloutSpec
 from canaryrollout.api.status import Change, ChangeKind, CommandRecord, Phase, RolloutRecord
 from canaryrollout.engine.ports import Rollout
 from canaryrollout.engine.registry import Registry, is_active
@@ -119,6 +120,25 @@ def test_rivals_are_told_when_a_rollout_moves_to_another_host(registry: Registry
     assert registry.apply(moved) == dict.fromkeys(("shop/b", "shop/c"), Priority.ROUTINE) | {"shop/a": Priority.URGENT}
     assert registry.claims("shop/b") == ()
     assert [claim.key for claim in (*registry.claims("shop/a"), *registry.claims("shop/c"))] == ["shop/a"]
+
+
+@pytest.mark.parametrize("spec", [SPEC, None])
+def test_a_rollout_whose_spec_is_not_followed_stands_for_no_host(
+    registry: Registry, spec: CanaryRolloutSpec | None
+) -> None:
+    wrong = replace(rollout("a"), spec=spec, problems=("spec.steps[0].weight is 50: ...",))
+    registry.apply(rollout("b", created_at=EPOCH + timedelta(seconds=1)))
+    assert registry.apply(wrong).keys() <= {"shop/a"}
+    assert registry.claims("shop/b") == (), "the older one judges nothing until it is corrected"
+    assert registry.apply(replace(wrong, spec=SPEC, problems=(), resource_version="2")).keys() >= {"shop/b"}
+    assert [claim.key for claim in registry.claims("shop/b")] == ["shop/a"]
+
+
+def test_a_rollout_that_becomes_invalid_under_way_keeps_its_host(registry: Registry) -> None:
+    registry.apply(rollout("b", phase=Phase.BLOCKED))
+    younger = rollout("a", phase=Phase.PROGRESSING, created_at=EPOCH + timedelta(seconds=1))
+    registry.apply(replace(younger, problems=("spec.hold is soon: ...",)))
+    assert [claim.key for claim in registry.claims("shop/b")] == ["shop/a"]
 
 
 def test_many_on_one_host_are_woken_only_when_another_comes_to_judge_it(registry: Registry) -> None:
