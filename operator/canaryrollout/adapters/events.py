@@ -98,9 +98,9 @@ class Recorder:
         key = (rollout.identity.uid, event.reason, event.message)
         known = self._emitted.get(key)
         if known is not None and self._may_patch and timedelta() <= now - known.last < _SAME:
+            permit()
             known.count, known.last = known.count + 1, now
             patch = {"count": known.count, "lastTimestamp": _seconds(now)}
-            permit()
             if await self._count_up(rollout.identity.namespace, known.name, patch):
                 return
         body = event_body(rollout, event, now, self._instance)

@@ -43,14 +43,19 @@ class LeaseSettings:
 
     Attributes:
         duration: How long after its last renewal others respect a lease.
-        renew_deadline: How long after its last successful renewal this replica still writes. The rest up to
-            ``duration`` is the margin in which its last request dies out.
+        renew_deadline: How long after its last successful renewal this replica still writes. In the `margin` after it
+            its last request dies out.
         retry: How often a lease is renewed, or looked at by those who do not hold it; also the timeout of a request.
     """
 
     duration: float = 15.0
     renew_deadline: float = 10.0
     retry: float = 2.0
+
+    @property
+    def margin(self) -> float:
+        """Return for how long others still respect a lease that its holder writes by no more."""
+        return self.duration - self.renew_deadline
 
     def __post_init__(self) -> None:
         if not 0 < self.retry < self.renew_deadline < self.duration:

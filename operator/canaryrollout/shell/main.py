@@ -312,8 +312,16 @@ def domain_settings(settings: Settings) -> DomainSettings:
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
-    """Return times and sizes of the engine."""
-    return EngineSettings(workers=settings.workers, resync=_seconds(settings.resync), sweep=_seconds(settings.sweep))
+    """Return times and sizes of the engine; a write lasts no longer than a former leader's last one may."""
+    usual = EngineSettings()
+    margin = lease_settings(settings).margin if settings.leader_election.enabled else usual.write_timeout
+    return replace(
+        usual,
+        workers=settings.workers,
+        resync=_seconds(settings.resync),
+        sweep=_seconds(settings.sweep),
+        write_timeout=min(usual.write_timeout, margin),
+    )
 
 
 def lease_settings(settings: Settings) -> LeaseSettings:

@@ -62,6 +62,17 @@ def test_everything_has_a_default() -> None:
     assert engine_settings(settings).resync == 300
 
 
+@pytest.mark.parametrize(
+    ("election", "seconds"),
+    [({}, 5), ({"lease_duration": "15s", "renew_deadline": "12s"}, 3), ({"lease_duration": "30s"}, 5)],
+)
+def test_a_write_takes_no_longer_than_others_respect_the_lease_for(election: dict[str, object], seconds: float) -> None:
+    settings = load(None, {"leader_election": {"enabled": True, **election}})
+    assert engine_settings(settings).write_timeout == seconds
+    alone = load(None, {"leader_election": {"enabled": False, **election}})
+    assert engine_settings(alone).write_timeout == 5
+
+
 def test_the_file_is_read_as_it_is_documented(file: Path) -> None:
     settings = load(file, {})
     assert settings.namespaces == ("shop", "payments")
