@@ -10,7 +10,7 @@ import pytest
 
 from canaryrollout.api.status import Phase
 from tests.unit.domain.watchedworld import at as watched_at
-from tests.unit.domain.watchedworld import set_to
+from tests.unit.domain.watchedworld import history, set_to
 from tests.world import World, destination, spec, virtual_service
 
 TWO = {
@@ -27,10 +27,6 @@ def at(weight: int, **fields: Any) -> World:
 def on_two(weight: int) -> World:
     gateway = virtual_service("gateway", {"name": "primary", "route": [destination("v1", 100)]})
     return at(weight, rollout=spec(istio=TWO), services={"reviews": virtual_service(), "gateway": gateway})
-
-
-def history(world: World) -> list[str]:
-    return [entry.reason for entry in world.state.history]
 
 
 def test_one_virtual_service_that_refuses_delays_no_other() -> None:

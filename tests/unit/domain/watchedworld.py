@@ -104,3 +104,18 @@ def on_two(weight: int, **fields: Any) -> WatchedWorld:
 def set_to(*shares: tuple[str | None, int]) -> Callable[[dict[str, Any]], None]:
     """Return an edit that gives the only route these destinations."""
     return lambda mesh: mesh["http"][0].update(route=[destination(subset, weight) for subset, weight in shares])
+
+
+def edit(world: World, weight: int, manager: str = "argocd") -> None:
+    """Let somebody give the second destination of the only route this weight, and the first one the rest."""
+
+    def change(mesh: dict[str, Any]) -> None:
+        route = mesh["http"][0]["route"]
+        route[0]["weight"], route[1]["weight"] = 100 - weight, weight
+
+    world.edit("reviews", change, manager)
+
+
+def history(world: World) -> list[str]:
+    """Return the reasons in the history of status, oldest first."""
+    return [entry.reason for entry in world.state.history]
