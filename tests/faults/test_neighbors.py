@@ -16,6 +16,7 @@ from canaryrollout.api.resource import read_rollout
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES
 from tests.faults.life import ANALYSIS, NAME, STEPS, TIMINGS, Ground, Life, new_life
+from tests.faults.obstacles import ASK_AT_20
 from tests.faults.phases import edit, events, listed, reason
 from tests.faults.phases import objects as objects_of
 from tests.faults.rows import Row
@@ -63,33 +64,33 @@ def refused(life: Life, name: str, judge: str) -> bool:
     return found.phase is Phase.BLOCKED and found.message.startswith(f"{life.namespace}/{judge} judges host")
 
 
-def first_and_second(ground: Ground, first: str, second: str) -> float:
-    """Let a second rollout come to a host and inherit it; return how soon it does."""
+def first_and_second(ground: Ground, first: str, second: str, moving: bool) -> float:
+    """Let a second rollout come to a host, at rest or on the move, and inherit it; return how soon it does."""
     with new_life(ground) as life:
         life.start()
-        create(life, first, version="v1")
-        life.until(lambda: status(life, first).phase is Phase.STABLE, "first at rest")
+        create(life, first, version="v2" if moving else "v1", steps=ASK_AT_20)
+        phase, weight = (Phase.PAUSED, STEPS[0]) if moving else (Phase.STABLE, 0)
+        life.until(lambda: status(life, first).phase is phase, "first at rest, or waiting for a person")
         time.sleep(1.1)  # creation times are whole seconds; within one, uids decide
         create(life, second)
         life.until(lambda: refused(life, second, first), "second refused")
-        assert status(life, first).phase is Phase.STABLE
         life.until_quiet()
-        assert life.weight == 0
+        assert (status(life, first).phase, life.weight) == (phase, weight)
         began = time.monotonic()
         ground.cluster.delete(ROLLOUTS, life.namespace, first)
         life.until(lambda: status(life, second).stable_version == "v1", "second in its place", 10)
         took = time.monotonic() - began
         life.until(lambda: status(life, second).stable_version == "v2", "promotion by the second")
-        assert life.weights() == [0, *STEPS]
+        assert life.weights() == [0, *([weight, 0] if moving else []), *STEPS], life.story()
         return took
 
 
 def test_of_two_on_one_host_the_second_waits_and_inherits(ground: Ground, table: list[Row]) -> None:
-    orders = ((NAME, OTHER), (OTHER, NAME))
-    with ThreadPoolExecutor(len(orders)) as pool:
-        times = list(pool.map(lambda order: first_and_second(ground, *order), orders))
+    cases = [(*order, moving) for order in ((NAME, OTHER), (OTHER, NAME)) for moving in (False, True)]
+    with ThreadPoolExecutor(len(cases)) as pool:
+        times = list(pool.map(lambda case: first_and_second(ground, *case), cases))
     seen = f"the second is Blocked and names the first; {max(times):.1f} s after its deletion at most it takes over"
-    table.append(Row("two CanaryRollouts on one host", "in either order", len(orders), seen))
+    table.append(Row("two CanaryRollouts on one host", "in either order, at rest and at a step", len(cases), seen))
 
 
 def test_another_rollout_that_writes_the_same_virtual_service_ends_no_raise(ground: Ground, table: list[Row]) -> None:

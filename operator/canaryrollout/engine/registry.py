@@ -5,14 +5,16 @@ writes come back as watch events and mean nothing; a new generation, a command o
 A rollout at rest is kept as little more than its name: thousands of them should cost next to nothing, and a pass reads
 the object anew anyway. Of several on one host all but the one that judges it wait for their turn: they are told when
 that is another, and nothing else of it, or many on one host would keep each other awake. One whose spec is not followed
-stands for no host: whoever wrote it, in whatever namespace, must not be able to keep others waiting by a mistake.
+stands for no host: whoever wrote it, in whatever namespace, must not be able to keep others waiting by a mistake. And
+what is gone stays gone: the answer to our last write may come in after the watch has told that the object was deleted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from canaryrollout.api.status import CanaryRolloutStatus, Phase
 from canaryrollout.domain.decision import Event
@@ -20,6 +22,9 @@ from canaryrollout.domain.observation import Claim, Identity
 from canaryrollout.engine.leftovers import left_in_place
 from canaryrollout.engine.ports import Rollout
 from canaryrollout.engine.workqueue import Priority
+
+REMEMBERED: Final = 4096
+"""So many objects that are gone are told from new ones; what is late about them comes in within seconds."""
 
 HostOf = Callable[[Rollout], str | None]
 """Returns the fully qualified host of a rollout, or ``None`` where its spec cannot be read."""
@@ -86,6 +91,7 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._hosts: dict[str, set[str]] = {}
         self._judges: dict[str, str] = {}
+        self._gone: OrderedDict[str, None] = OrderedDict()
         self._mark = 0
 
     def __len__(self) -> int:
@@ -109,9 +115,11 @@ class Registry:
     def apply(self, rollout: Rollout) -> dict[str, Priority]:
         """Take a rollout in as read, and return which keys should be looked at because of it.
 
-        An older state than the known one is ignored. A change of resourceVersion alone, such as the echo of our own
-        status write, concerns nobody.
+        An older state than the known one is ignored, and any of an object that is gone. A change of resourceVersion
+        alone, such as the echo of our own status write, concerns nobody.
         """
+        if rollout.identity.uid in self._gone:
+            return {}
         key = rollout.identity.key
         known = self._entries.get(key)
         if known and known.identity.uid == rollout.identity.uid:
@@ -135,11 +143,14 @@ class Registry:
 
         Args:
             key: Its key.
-            uid: When given, only an entry of this uid is dropped (a namesake may have been created since).
+            uid: Of the object that is known not to exist any more, and never will again. Only an entry of this uid is
+                dropped (a namesake may have been created since). Without one, an object that was merely not found is.
 
         Returns:
             The entry that was dropped, and the keys that should be looked at because of it.
         """
+        if uid is not None:
+            self._bury(uid)
         entry = self._entries.get(key)
         if entry is None or (uid is not None and entry.identity.uid != uid):
             return None, {}
@@ -147,6 +158,11 @@ class Registry:
         if entry.host is None:
             return entry, {}
         return entry, self._leave(entry.host, key)
+
+    def _bury(self, uid: str) -> None:
+        self._gone[uid] = None
+        while len(self._gone) > REMEMBERED:
+            self._gone.popitem(last=False)
 
     def claims(self, key: str) -> tuple[Claim, ...]:
         """Return the claim of the rollout that judges the host of ``key``, unless that is ``key`` itself."""

@@ -300,6 +300,7 @@ class Worker:
         wall = self._parts.clock.now().timestamp()
         entry = self._parts.registry.get(key)
         if entry is None:
+            self.forget(key)
             return
         wake = next_turn(wall, self._settings.resync, entry.identity.uid)
         if decision.wake_at is not None:

@@ -55,6 +55,26 @@ def test_what_came_while_nobody_watched_is_looked_at_on_first_sight(registry: Re
     assert registry.apply(known)["shop/d"] is Priority.URGENT
 
 
+def test_what_is_gone_stays_gone_whatever_is_late(registry: Registry) -> None:
+    """The answer to the write that took the finalizer off may come in after the watch has told of the deletion."""
+    first, second = rollout("a", Phase.ROLLING_BACK, version=5), rollout("b", Phase.BLOCKED, version=6)
+    registry.apply(first)
+    registry.apply(second)
+    _, concerned = registry.forget("shop/a", first.identity.uid)
+    assert concerned == {"shop/b": Priority.ROUTINE}
+    assert registry.apply(changed(first, 7, finalizer=False)) == {}
+    assert registry.get("shop/a") is None
+    assert registry.claims("shop/b") == ()
+    assert registry.apply(changed(first, 8, uid="another")) != {}, "a namesake is no ghost"
+
+
+def test_what_a_list_did_not_hold_may_come_back(registry: Registry) -> None:
+    registry.apply(rollout(version=5))
+    registry.forget(KEY)
+    registry.apply(rollout(version=5))
+    assert registry.get(KEY) is not None
+
+
 def test_an_echo_of_our_own_status_write_concerns_nobody(registry: Registry) -> None:
     known = rollout(phase=Phase.PROGRESSING, version=5)
     registry.apply(known)
