@@ -257,10 +257,15 @@ def test_a_provider_is_unknown_where_others_are_defined(lag: dict[str, timedelta
     assert ("use one of thanos" in decision.status.message) is unknown
 
 
-def test_a_canary_that_gets_traffic_early_is_taken_to_0_although_another_virtual_service_is_gone() -> None:
+@pytest.mark.parametrize(("finalizer", "share"), [(True, 0), (False, 40)])
+def test_a_canary_that_gets_traffic_early_is_taken_to_0_although_another_virtual_service_is_gone(
+    finalizer: bool, share: int
+) -> None:
+    """Nothing is written without the finalizer, by which it would be undone."""
     world = on_two(0)
     del world.services["gateway"]
     world.edit("reviews", set_to(("v1", 60), ("v2", 40)))
+    world.finalizer = finalizer
     world.run(60)
-    assert world.shares("v2") == [0]
+    assert world.shares("v2") == [share]
     assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")

@@ -149,9 +149,10 @@ class TestClaimedHost:
         assert world.reason == "HostClaimed"
         return world
 
-    def test_a_canary_without_endpoints_is_taken_back(self) -> None:
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_a_canary_without_endpoints_is_taken_back(self, restarted: bool) -> None:
         world = self.claimed()
-        world.ready = {"v1": 2}
+        world.ready, world.restarted = {"v1": 2}, restarted
         world.run(20)
         assert ended(world) == (0, "CanaryUnready")
 

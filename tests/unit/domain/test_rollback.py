@@ -355,6 +355,16 @@ def test_a_spec_that_moves_on_during_a_rollback_is_followed_as_soon_as_it_is_don
     assert Phase.ROLLED_BACK not in {decision.status.phase for decision in world.decisions}
 
 
+def test_who_edited_another_field_before_the_rollback_gave_the_canary_nothing() -> None:
+    world = at(30)
+    world.edit("reviews", lambda mesh: mesh["http"][0].update(timeout="5s"))
+    world.refusing, world.command = frozenset({"reviews"}), "abort/v2/1"
+    world.run(5)
+    assert world.share("v2") == 30
+    assert "again" not in world.state.message
+    assert "DriftDetected" not in world.events
+
+
 def test_who_gives_the_canary_traffic_again_while_it_is_taken_back_is_named_once() -> None:
     world = at(30)
     world.error_rate = lambda version, *_: 0.5 if version == "v2" else 0.0
