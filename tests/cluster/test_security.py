@@ -8,13 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lab.demo.scene import chart_rules
+from lab.demo.scene import chart_rules, grants
 from tests.audit import granted, refused, used
 from tests.cluster.program import SOURCE, Program
 from tests.cluster.town import SPEC, TOKENS, Town, create, messages
@@ -146,11 +147,19 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(town: Town, tmp_
     assert "canary-token-url" not in done.stdout + done.stderr
 
 
-def test_with_roles_in_two_namespaces_it_asks_for_no_other(town: Town, table: list[Row]) -> None:
-    """Last, as it takes the ClusterRole away."""
+@pytest.fixture
+def without_cluster_role(town: Town) -> Iterator[Town]:
+    """A town whose operator is stopped and has no rights; in the end it has all that it had before."""
     town.operator.stop()
     town.lab.kubectl("delete", "clusterrolebinding", "canaryrollout")
-    served = ("only-here", "and-there")
+    yield town
+    town.operator.stop()
+    town.lab.apply(*grants(NAMESPACE))
+    town.operator.start()
+
+
+def test_with_roles_in_two_namespaces_it_asks_for_no_other(without_cluster_role: Town, table: list[Row]) -> None:
+    town, served = without_cluster_role, ("only-here", "and-there")
     for namespace in (*served, "not-here"):
         town.furnish(namespace)
         if namespace in served:
