@@ -204,3 +204,15 @@ def test_a_promotion_ends_the_wait_of_who_gave_way_to_another() -> None:
     world.command = "promote/v2/1"
     world.run()
     assert (world.phase, world.share("v2")) == (Phase.STABLE, 100)
+
+
+def test_a_promotion_leaves_a_contest_alone_that_goes_on() -> None:
+    world = World(rollout=spec(hold="1h")).run(until=lambda w: w.reason == "Holding")
+    world.edit("reviews", set_to(("v1", 100)))
+    world.step()
+    world.step()
+    world.command = "promote/v2/1"
+    world.step()
+    assert (world.reason, world.share("v2")) == ("WeightDrift", 0)
+    world.run()
+    assert world.state.stable_version == "v2"

@@ -623,3 +623,14 @@ def test_a_virtual_service_that_is_gone_is_missed_as_soon_as_a_promotion_is_done
     del world.services["reviews"]
     world.run(60)
     assert (world.phase, world.reason) == (Phase.BLOCKED, "VirtualServiceNotFound")
+
+
+def test_a_rollback_cut_short_is_told_where_the_user_has_listed_both_destinations() -> None:
+    names = ("reviews", "gateway")
+    services = {n: virtual_service(n, {"route": [destination("v1", 100), destination("v2", 0)]}) for n in names}
+    istio = {"virtualServices": [{"name": name} for name in services], "destinationRule": {"name": "reviews"}}
+    world = at(30, rollout=spec(istio=istio), services=services, rule=destination_rule("v1", "v2"))
+    edit(world, 0, OURS)
+    world.run(60, until=lambda w: w.shares("v2") == [0, 0])
+    assert world.shares("v2") == [0, 0]
+    assert "RollbackResumed" in world.events

@@ -257,12 +257,13 @@ def test_a_provider_is_unknown_where_others_are_defined(lag: dict[str, timedelta
     assert ("use one of thanos" in decision.status.message) is unknown
 
 
-@pytest.mark.parametrize(("finalizer", "share"), [(True, 0), (False, 40)])
+@pytest.mark.parametrize(("finalizer", "stable", "share"), [(True, 2, 0), (False, 2, 40), (True, 0, 40)])
 def test_a_canary_that_gets_traffic_early_is_taken_to_0_although_another_virtual_service_is_gone(
-    finalizer: bool, share: int
+    finalizer: bool, stable: int, share: int
 ) -> None:
-    """Nothing is written without the finalizer, by which it would be undone."""
+    """Nothing is written without the finalizer, by which it would be undone, nor in favor of a version that is gone."""
     world = on_two(0)
+    world.ready = {"v1": stable}
     del world.services["gateway"]
     world.edit("reviews", set_to(("v1", 60), ("v2", 40)))
     world.finalizer = finalizer

@@ -153,6 +153,8 @@ class TestClaimedHost:
     def test_a_canary_without_endpoints_is_taken_back(self, restarted: bool) -> None:
         world = self.claimed()
         world.ready, world.restarted = {"v1": 2}, restarted
+        world.run(until=lambda w: w.state.rollout is not None and w.state.rollout.reason != "")
+        assert written(world) == 0, "in the pass that decides so"
         world.run(20)
         assert ended(world) == (0, "CanaryUnready")
 

@@ -355,6 +355,16 @@ def test_a_spec_that_moves_on_during_a_rollback_is_followed_as_soon_as_it_is_don
     assert Phase.ROLLED_BACK not in {decision.status.phase for decision in world.decisions}
 
 
+def test_nobody_is_named_where_a_first_weight_of_ours_is_taken_back() -> None:
+    world = on_two(0)
+    world.ready, world.refusing = {"v1": 2, "v2": 2}, frozenset({"gateway"})
+    world.run(until=lambda w: w.shares("v2") == [10, 0])
+    world.refusing, world.command = frozenset({"reviews", "gateway"}), "abort/v2/1"
+    world.run(5)
+    assert world.shares("v2") == [10, 0]
+    assert "DriftDetected" not in world.events
+
+
 def test_who_edited_another_field_before_the_rollback_gave_the_canary_nothing() -> None:
     world = at(30)
     world.edit("reviews", lambda mesh: mesh["http"][0].update(timeout="5s"))
@@ -366,7 +376,7 @@ def test_who_edited_another_field_before_the_rollback_gave_the_canary_nothing() 
 
 
 def test_who_gives_the_canary_traffic_again_while_it_is_taken_back_is_named_once() -> None:
-    world = at(30)
+    world = watched_at(30)
     world.error_rate = lambda version, *_: 0.5 if version == "v2" else 0.0
     world.run(until=lambda w: w.share("v2") == 0)
     world.run(2)
@@ -376,7 +386,7 @@ def test_who_gives_the_canary_traffic_again_while_it_is_taken_back_is_named_once
         assert world.share("v2") == 0
         assert world.state.message.startswith("taking v2 to 0 again, as argocd gave it traffic: at 30 %")
         world.run(3)
-    told = [entry.message for entry in world.state.history if entry.reason == "DriftDetected"]
-    assert told == ["weights were changed by argocd while v2 is taken back: reviews is at v1 70 / v2 30"]
+    told = [(event.message, event.warning) for event in world.told if event.reason == "DriftDetected"]
+    assert told == [("weights were changed by argocd while v2 is taken back: reviews is at v1 70 / v2 30", True)]
     world.run()
     assert world.phase is Phase.ROLLED_BACK
