@@ -134,6 +134,7 @@ class Engine:
         """Take in that the watch has seen a rollout deleted."""
         self._registry.apply(rollout)  # the last state tells best what stays behind
         self._forget(rollout.identity.key, rollout.identity.uid)
+        self._registry.bury(rollout.identity.uid)
 
     def lead(self, leads: bool) -> None:
         """Start or stop working, as the election says."""

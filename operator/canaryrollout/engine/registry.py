@@ -143,14 +143,11 @@ class Registry:
 
         Args:
             key: Its key.
-            uid: Of the object that is known not to exist any more, and never will again. Only an entry of this uid is
-                dropped (a namesake may have been created since). Without one, an object that was merely not found is.
+            uid: When given, only an entry of this uid is dropped (a namesake may have been created since).
 
         Returns:
             The entry that was dropped, and the keys that should be looked at because of it.
         """
-        if uid is not None:
-            self._bury(uid)
         entry = self._entries.get(key)
         if entry is None or (uid is not None and entry.identity.uid != uid):
             return None, {}
@@ -159,7 +156,8 @@ class Registry:
             return entry, {}
         return entry, self._leave(entry.host, key)
 
-    def _bury(self, uid: str) -> None:
+    def bury(self, uid: str) -> None:
+        """Take in no more of an object that was seen deleted; one that was not found may be there again."""
         self._gone[uid] = None
         while len(self._gone) > REMEMBERED:
             self._gone.popitem(last=False)

@@ -147,6 +147,15 @@ async def test_a_deleted_rollout_says_what_stays_and_is_forgotten(world: World) 
     assert "get" not in world.order()
 
 
+async def test_what_was_seen_deleted_is_not_taken_in_again_by_what_is_late(world: World) -> None:
+    async with Running(engine(world, keep)) as subject:
+        known = world.put(rollout(phase=Phase.ROLLING_BACK))
+        subject.seen(known)
+        subject.vanished(known)
+        subject.seen(replace(known, resource_version="999"))
+        assert subject.phases() == {}
+
+
 async def test_a_deleted_rollout_that_leaves_nothing_says_nothing(world: World) -> None:
     async with Running(engine(world, keep)) as subject:
         subject.seen(world.put(rollout()))

@@ -61,6 +61,7 @@ def test_what_is_gone_stays_gone_whatever_is_late(registry: Registry) -> None:
     registry.apply(first)
     registry.apply(second)
     _, concerned = registry.forget("shop/a", first.identity.uid)
+    registry.bury(first.identity.uid)
     assert concerned == {"shop/b": Priority.ROUTINE}
     assert registry.apply(changed(first, 7, finalizer=False)) == {}
     assert registry.get("shop/a") is None
@@ -68,9 +69,12 @@ def test_what_is_gone_stays_gone_whatever_is_late(registry: Registry) -> None:
     assert registry.apply(changed(first, 8, uid="another")) != {}, "a namesake is no ghost"
 
 
-def test_what_a_list_did_not_hold_may_come_back(registry: Registry) -> None:
+@pytest.mark.parametrize("uid", [None, "uid-reviews"])
+def test_what_was_not_found_may_come_back(registry: Registry, uid: str | None) -> None:
+    """An API server that has just been started may answer 404 for what it has."""
     registry.apply(rollout(version=5))
-    registry.forget(KEY)
+    registry.forget(KEY, uid)
+    assert registry.get(KEY) is None
     registry.apply(rollout(version=5))
     assert registry.get(KEY) is not None
 
