@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.loopback import QuietHandler, serving
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,12 @@ def prometheus_stub() -> Iterator[Stub]:
     stub = Stub()
     stub.hold.set()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            form = {key: values[0] for key, values in parse_qs(self.rfile.read(length).decode()).items()}
+            form = {key: values[0] for key, values in parse_qs(self.body().decode()).items()}
             reply = stub.answer(Asked(self.command, urlsplit(self.path).path, form, dict(self.headers)))
             body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             with contextlib.suppress(ConnectionError):  # who asked may have given up
@@ -90,18 +90,9 @@ def prometheus_stub() -> Iterator[Stub]:
                 self.end_headers()
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    stub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
-        yield stub
-    finally:
-        stub.hold.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as server:
+        stub.url = server.url
+        try:
+            yield stub
+        finally:
+            stub.hold.set()

@@ -6,12 +6,10 @@ import contextlib
 import ipaddress
 import json
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.loopback import QuietHandler, serving
 
 
 class Authority:
@@ -69,11 +69,11 @@ def tls_stub(authority: Authority, *, name: str = "127.0.0.1", clients: Path | N
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(clients)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.body()
             stub.callers.append(_caller(self.connection))
             body = json.dumps({"status": "success", "data": {"resultType": "scalar", "result": [1, "1"]}}).encode()
             with contextlib.suppress(OSError):
@@ -82,27 +82,9 @@ def tls_stub(authority: Authority, *, name: str = "127.0.0.1", clients: Path | N
                 self.end_headers()
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def finish_request(self, request: Any, client_address: Any) -> None:
-            """Shake hands in the connection's own thread, where a refusal ends nothing else."""
-            with contextlib.suppress(OSError), context.wrap_socket(request, server_side=True) as secured:
-                super().finish_request(secured, client_address)
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    stub.url = f"https://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving(Handler, context) as server:
+        stub.url = server.url
         yield stub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _caller(connection: Any) -> str:

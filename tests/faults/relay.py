@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 import requests
 
 from lab.ports import LOOPBACK, Reservation
+from tests.loopback import LoopbackServer, QuietHandler
 
 FORM: Final = "application/x-www-form-urlencoded"
 JSON: Final = "application/json"
@@ -81,7 +81,7 @@ class Relay:
         self._upstream = upstream
         self._ports = Reservation()
         self._port = self._ports.take()
-        self._server: ThreadingHTTPServer | None = None
+        self._server: LoopbackServer | None = None
         self._fault: Fault | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -119,15 +119,12 @@ class Relay:
         self._ports.close()
 
     def _listen(self) -> None:
-        self._server = ThreadingHTTPServer((LOOPBACK, self._port), self._handler())
-        self._server.daemon_threads = True
-        serve = {"poll_interval": 0.01}
-        threading.Thread(target=self._server.serve_forever, kwargs=serve, daemon=True).start()
+        self._server = LoopbackServer(self._handler(), self._port)
+        self._server.begin()
 
     def _close(self) -> None:
         if self._server is not None:
-            self._server.shutdown()
-            self._server.socket.close()  # without waiting for what hangs
+            self._server.end()
             self._server = None
 
     def _ask(self, path: str, body: bytes) -> requests.Response:
@@ -140,15 +137,15 @@ class Relay:
         with self._lock:
             self._asked.append(asked)
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[QuietHandler]:
         relay = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             """One connection for each query (HTTP/1.0), so that a closed port is met by the very next one."""
 
             def do_POST(self) -> None:
                 at = time.time()
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = self.body()
                 query = parse_qs(body.decode()).get("query", [""])[0]
                 fault = relay._fault
                 if fault is not None and not fault.concerns(query):
@@ -179,9 +176,6 @@ class Relay:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body[: len(body) // 2] if cut else body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
 
         return Handler
 

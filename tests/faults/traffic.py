@@ -14,15 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final
+from typing import Final
 from uuid import uuid4
 
 import yaml
 
 from lab import Lab, probe
-from lab.ports import LOOPBACK
 from lab.site import Command, Part, Site
+from tests.loopback import QuietHandler, serving
 
 REQUESTS_A_SECOND: Final = 200
 SCRAPE_SECONDS: Final = 1.0
@@ -171,7 +170,7 @@ def _waiting_for(site: Site) -> str:
 
 @contextmanager
 def _exporter(page: Callable[[], str]) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -183,16 +182,5 @@ def _exporter(page: Callable[[], str]) -> Iterator[str]:
                 self.end_headers()
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer((LOOPBACK, 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"{LOOPBACK}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as server:
+        yield server.address

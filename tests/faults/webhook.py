@@ -7,7 +7,6 @@ refuses, is down or does not answer is the API server's own wording. The webhook
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import ssl
 import threading
@@ -16,12 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
 from lab.mesh import Lab
 from lab.ports import LOOPBACK
+from tests.loopback import QuietHandler, serving
 from tests.tlsstub import Authority
 
 GROUP: Final = "networking.istio.io"
@@ -136,9 +135,9 @@ def _serving(hook: Webhook, authority: Authority) -> Iterator[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority.issue(LOOPBACK))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
-            review = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+            review = json.loads(self.body())
             response = hook.answer(review["request"])
             if response is None:
                 return
@@ -150,22 +149,5 @@ def _serving(hook: Webhook, authority: Authority) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def finish_request(self, request: Any, client_address: Any) -> None:
-            with contextlib.suppress(OSError), context.wrap_socket(request, server_side=True) as secured:
-                super().finish_request(secured, client_address)
-
-    server = Server((LOOPBACK, 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"https://{LOOPBACK}:{server.server_address[1]}/"
-    finally:
-        server.shutdown()
-        server.socket.close()
-        thread.join()
+    with serving(Handler, context) as server:
+        yield f"{server.url}/"
