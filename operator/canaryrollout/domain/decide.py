@@ -123,10 +123,12 @@ def _yield_host(draft: Draft, rival: Claim, wake_in: timedelta) -> Decision:
 
 
 def _resume_contest(draft: Draft) -> None:
+    """Answer changes of the weights again after an edit of the spec, but not for a canary that is to be paused."""
     contest = draft.status.contest
     generation = draft.case.identity.generation
-    if contest is not None and contest.given_up_generation not in (None, generation):
-        resume_contest(draft, contest)
+    if contest is None or contest.given_up_generation in (None, generation) or drift.held_back(draft):
+        return
+    resume_contest(draft, contest)
 
 
 def _absorb_clock_step(draft: Draft) -> None:

@@ -115,6 +115,12 @@ def _altered(draft: Draft, route: RouteView) -> list[Change]:
     return [c for c in on_record if c.kind is not ChangeKind.SUBSET and (c.object, c.route) == place]
 
 
+def held_back(draft: Draft) -> bool:
+    """Return whether a canary's weight is not set again by an edit of the spec, because it is paused."""
+    record = draft.status.rollout
+    return draft.case.spec.paused and record is not None and record.ended_at is None
+
+
 def answer(draft: Draft, intent: Intent, off: tuple[RouteView, ...], *, wake_at: datetime | None = None) -> Decision:
     """Answer a foreign change of weights.
 
@@ -250,9 +256,10 @@ def _given_way(draft: Draft, intent: Intent, contest: Contest, off: tuple[RouteV
     if actions:
         contest = contest.model_copy(update={"not_before": case.now + _longest_pause(draft)})
         draft.update(contest=contest)
+    way = "set spec.paused to false" if held_back(draft) else "edit the rollout's spec"
     message = (
         f"{contest.manager} keeps changing the weights that should be {_target(intent)}; no longer answered. "
-        "Make it leave the weights alone, then edit the rollout's spec or give the retry command"
+        f"Make it leave the weights alone, then {way} or give the retry command"
     )
     return draft.move(
         Phase.BLOCKED,

@@ -63,6 +63,21 @@ def test_the_fourth_change_is_given_way_to_at_once() -> None:
     assert world.state.weight == 30
 
 
+def test_pausing_a_canary_that_was_given_up_gives_it_no_traffic_until_the_pause_is_lifted() -> None:
+    world = at(30, rollout=spec(hold="5m"))
+    for _ in range(4):
+        edit(world, 5)
+        answered(world, 30) if contest(world).given_up_generation is None else world.run(5)
+    assert "then edit the rollout's spec or give the retry command" in world.state.message
+    world.apply(paused=True)
+    world.run(120)
+    assert (world.reason, world.share("v2")) == ("WeightContested", 0)
+    assert "then set spec.paused to false or give the retry command" in world.state.message
+    world.apply(paused=False)
+    world.run(60, until=lambda w: w.share("v2") == 30)
+    assert world.share("v2") == 30
+
+
 def test_weights_that_are_put_right_by_others_end_the_wait() -> None:
     world = at(30, rollout=spec(hold="5m"))
     edit(world, 0)
