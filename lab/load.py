@@ -85,6 +85,7 @@ class LoadGenerator:
         self.rate = rate
         self.records: list[Record] = []
         self.skipped = 0
+        self.crowded_out = 0
         self._max_seconds = max_seconds
         self._timeout_seconds = timeout_seconds
         # The wall clock is read once: records must not jump when it is set.
@@ -162,6 +163,7 @@ class LoadGenerator:
     def _send(self) -> None:
         if len(self._in_flight) >= self._max_connections:
             self.skipped += 1
+            self.crowded_out += 1
             return
         task = asyncio.create_task(self._one_request())
         self._in_flight[task] = self.now()
@@ -237,6 +239,11 @@ class BackgroundLoad:
     def skipped(self) -> int:
         """Requests that were due and not sent, because all connections were busy or the machine stood still."""
         return self._generator.skipped
+
+    @property
+    def crowded_out(self) -> int:
+        """Those of them that were not sent because all connections were busy: answers took too long."""
+        return self._generator.crowded_out
 
     def now(self) -> float:
         """The present time on the clock of the records: seconds since the epoch."""

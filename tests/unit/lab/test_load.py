@@ -156,7 +156,7 @@ async def test_busy_connections_mean_skipped_requests_and_not_late_ones() -> Non
         release.set()
         await generator.stop()
         assert generator.settled(generator.now())
-    assert (len(generator.records), generator.skipped) == (3, 17)
+    assert (len(generator.records), generator.skipped, generator.crowded_out) == (3, 17, 17)
 
 
 async def test_an_answer_made_by_the_mesh_is_lost_and_says_why() -> None:
