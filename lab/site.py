@@ -19,7 +19,8 @@ class Options:
         apiserver_flags: further flags of kube-apiserver, after the lab's own, so that they win.
         controller_manager_flags: likewise for kube-controller-manager.
         kwok_manage_all_nodes: whether kwok plays kubelet for every Node, or only for those labelled ``type=kwok``.
-        users: users beside ``admin`` that get a token, without any group.
+        users: users beside ``admin`` that get a token, without any group. ``operator`` is bound to the chart's Role by
+            whoever runs the operator; ``guest`` may do nothing until a test gives it a right in a namespace of its own.
     """
 
     bind_address: str = LOOPBACK
@@ -27,7 +28,7 @@ class Options:
     apiserver_flags: tuple[str, ...] = ("--endpoint-reconciler-type=none",)
     controller_manager_flags: tuple[str, ...] = ()
     kwok_manage_all_nodes: bool = True
-    users: tuple[str, ...] = ("operator",)
+    users: tuple[str, ...] = ("operator", "guest")
 
 
 @dataclass(frozen=True)

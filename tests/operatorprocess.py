@@ -187,6 +187,3 @@ def running_operator(lab: Lab, prometheus_url: str, **settings: Any) -> Iterator
         yield operator
     finally:
         operator.close()
-        lab.kubectl(
-            "delete", "clusterrolebinding", "canaryrollout", "--ignore-not-found"
-        )  # other tests have other rights

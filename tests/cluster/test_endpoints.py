@@ -181,7 +181,7 @@ async def test_a_host_that_is_not_there_is_unreadable_and_not_zero(shop: Shop, h
 
 async def test_what_may_not_be_read_is_unreadable_and_not_zero(apiserver: Lab, shop: Shop) -> None:
     await shop.service()
-    path = str(apiserver.kubeconfig_for("operator"))
+    path = str(apiserver.kubeconfig_for("guest"))
     async with await KubeClient.connect(CollectorRegistry(), kubeconfig=path) as client:
         found = await MeshEndpoints(client).ready(shop.namespace, spec())
     assert isinstance(found, Unreadable)

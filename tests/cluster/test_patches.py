@@ -340,7 +340,7 @@ async def test_references_of_the_namespace_are_enough_where_the_role_allows_no_m
     await shop.create(PLAIN, V1)
     grant(apiserver, shop.namespace)
     requests: list[Request] = []
-    path = str(apiserver.kubeconfig_for("operator"))
+    path = str(apiserver.kubeconfig_for("guest"))
     async with await KubeClient.connect(CollectorRegistry(), kubeconfig=path, on_request=requests.append) as client:
         router = IstioRouter(client)
         for _ in range(2):
@@ -352,7 +352,7 @@ async def test_references_of_the_namespace_are_enough_where_the_role_allows_no_m
 
 async def test_what_may_not_be_read_is_unreadable_and_not_missing(apiserver: Lab, shop: Shop) -> None:
     await shop.create(PLAIN, V1)
-    path = str(apiserver.kubeconfig_for("operator"))
+    path = str(apiserver.kubeconfig_for("guest"))
     async with await KubeClient.connect(CollectorRegistry(), kubeconfig=path) as client:
         mesh = await IstioRouter(client).observe(shop.namespace, spec(), references=True)
     found = mesh.virtual_services["reviews"]
@@ -363,11 +363,11 @@ async def test_what_may_not_be_read_is_unreadable_and_not_missing(apiserver: Lab
 
 
 def grant(lab: Lab, namespace: str) -> None:
-    """Let the lab's user ``operator`` read and patch the mesh in one namespace."""
+    """Let the lab's user ``guest`` read and patch the mesh in one namespace."""
     api = "rbac.authorization.k8s.io"
     metadata = {"name": "mesh", "namespace": namespace}
     rules = [{"apiGroups": ["networking.istio.io"], "resources": ["*"], "verbs": ["get", "list", "patch"]}]
-    subjects = [{"kind": "User", "name": "operator", "apiGroup": api}]
+    subjects = [{"kind": "User", "name": "guest", "apiGroup": api}]
     reference = {"kind": "Role", "name": "mesh", "apiGroup": api}
     lab.apply(
         {"apiVersion": f"{api}/v1", "kind": "Role", "metadata": metadata, "rules": rules},

@@ -34,5 +34,3 @@ def ground(apiserver: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         witness = Witness(cluster, follow)
         yield Ground(apiserver, cluster, witness, traffic, tmp_path_factory.mktemp("lives"))
         witness.stop()
-    # Other tests have other rights.
-    apiserver.kubectl("delete", "clusterrolebinding", "canaryrollout", "--ignore-not-found")
