@@ -16,7 +16,7 @@ from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES
 from tests.faults.conftest import Row
 from tests.faults.life import ANALYSIS, NAME, STEPS, Ground, Life, new_life, shares
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 
 OUTAGES: Final[Mapping[str, str]] = {
     "503": "answer=503",

@@ -24,7 +24,7 @@ from tests.faults.life import NAME, STEPS, Ground, host_of, shares
 from tests.faults.replicas import Replica, in_effect, new_team
 from tests.operatorprocess import definition
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(600)]
 
 GRACEFUL_SECONDS: Final = 3.0
 CRASH_SECONDS: Final = 20.0
