@@ -39,7 +39,7 @@ lab-up lab-down lab-check lab-status lab-tools: $(READY)
 test: $(READY) ## Run all tests: pure ones in parallel, then those on the real API server, mesh and node
 	@echo "test 1/4: unit and property tests, about 3 minutes"
 	@$(MAKE) --no-print-directory test-unit
-	@echo "test 2/4: on real API servers and among faults, about 11 minutes once its tools are built"
+	@echo "test 2/4: on real API servers and among faults, about 10 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-cluster
 	@echo "test 3/4: on a real mesh, about 8 minutes once its tools are built"
 	@$(MAKE) --no-print-directory test-mesh

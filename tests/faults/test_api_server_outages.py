@@ -16,7 +16,7 @@ from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES
 from tests.faults.conftest import Row
 from tests.faults.life import ANALYSIS, NAME, STEPS, Ground, Life, new_life, shares
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone]
+pytestmark = pytest.mark.cluster
 
 OUTAGES: Final[Mapping[str, str]] = {
     "503": "answer=503",
@@ -87,6 +87,7 @@ CASES: Final = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("kinds", "seconds"), CASES)
 def test_a_breach_in_an_outage_is_rolled_back_after_it(
     ground: Ground, table: list[Row], kinds: tuple[str, ...], seconds: float
@@ -187,6 +188,7 @@ def test_one_request_that_never_returns_holds_up_nothing(ground: Ground, table: 
     table.append(Row("a request that never returns", ", ".join(kinds), len(kinds), "rollout as ever"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("write", "fails_from", "asked", "least", "most"),
     [
@@ -216,6 +218,7 @@ def test_a_busy_api_server_is_left_alone_for_as_long_as_it_asks(
     table.append(row)
 
 
+@pytest.mark.alone
 @pytest.mark.faults
 def test_a_restart_of_the_api_server_loses_nothing(ground: Ground, table: list[Row]) -> None:
     with new_life(ground, elected=True) as life:

@@ -24,7 +24,7 @@ from tests.faults.life import ANALYSIS, NAME, STEPS, TIMINGS, Ground, Life, new_
 from tests.faults.replicas import in_effect, new_team
 from tests.faults.rows import Row
 
-pytestmark = [pytest.mark.cluster, pytest.mark.alone, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MINUTES: Final = 300.0
 """How far a clock is set, in seconds."""
@@ -270,6 +270,7 @@ STOPS: Final = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seconds", STOPS)
 def test_a_process_stands_still(ground: Ground, table: list[Row], seconds: float) -> None:
     with ThreadPoolExecutor(2) as pool:
