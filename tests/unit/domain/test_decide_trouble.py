@@ -100,6 +100,14 @@ class TestClaims:
         world.run(60)
         assert world.share("v2") == 0
 
+    @pytest.mark.parametrize(("weight", "pause"), [(0, SETTINGS.blocked_retry), (30, SETTINGS.poll)])
+    def test_how_often_a_claimed_host_is_looked_at_depends_on_its_traffic(self, weight: int, pause: timedelta) -> None:
+        world = at(weight) if weight else World(ready={"v1": 2}).run(20)
+        world.claims = (Claim("shop/other", "uid-0", START - timedelta(hours=1), active=True),)
+        decision = world.step()
+        assert (world.reason, world.state.weight) == ("HostClaimed", weight)
+        assert decision.wake_at == world.now + pause
+
 
 class TestMeshTrouble:
     """Objects go missing, change shape, or refuse writes, while traffic is split."""

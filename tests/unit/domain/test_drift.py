@@ -78,6 +78,26 @@ def test_pausing_a_canary_that_was_given_up_gives_it_no_traffic_until_the_pause_
     assert world.share("v2") == 30
 
 
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_a_pause_holds_nothing_up_at_rest(taken_back: bool) -> None:
+    world = at(30) if taken_back else World()
+    if taken_back:
+        world.command = "abort/v2/1"
+    world.run()
+    serving, gone = ("v1", "v2") if taken_back else ("v2", "v1")
+    assert world.rule is not None
+    world.rule["spec"]["subsets"] = [{"name": v, "labels": {"version": v}} for v in ("v1", "v2")]
+    while world.reason != "WeightContested":
+        world.edit("reviews", set_to((gone, 100)))
+        world.run(300, until=lambda w: w.share(serving) == 100 or w.reason == "WeightContested")
+    assert "then edit the rollout's spec or give the retry command" in world.state.message
+    world.apply(paused=True)
+    world.step()
+    assert contest(world).given_up_generation is None
+    world.run(60)
+    assert world.share(serving) == 100
+
+
 def test_weights_that_are_put_right_by_others_end_the_wait() -> None:
     world = at(30, rollout=spec(hold="5m"))
     edit(world, 0)
