@@ -65,9 +65,10 @@ faults: $(READY) ## Run every row of the fault matrix, and write docs/reliabilit
 	@status=0; $(PYTEST) tests/faults tests/cluster tests/mesh --rows -v || status=$$?; \
 		$(BIN)/python -m tests.faults.report && exit $$status
 
-test-mesh: $(READY) ## Run the tests on a real mesh, in parallel on one each
+test-mesh: $(READY) ## Run the tests on a real mesh: side by side on one each, then the demo
 	@$(LAB_PYTHON) -m lab tools etcd kube-apiserver kubectl istiod prometheus > /dev/null
-	@$(PYTEST) tests/mesh -m "not faults" $(SIDE_BY_SIDE) -q
+	@$(PYTEST) tests/mesh -m "not faults and not alone" $(SIDE_BY_SIDE) -q
+	@$(PYTEST) tests/mesh -m "alone and not faults" -q
 
 test-node: $(READY) ## Run the tests in real Pods
 	@$(PYTEST) tests/node -v

@@ -71,20 +71,30 @@ class Kubectl:
         return done.stdout + done.stderr
 
     def wait_served(self, definition: str) -> None:
-        """Wait until a resource definition is served.
+        """Wait until a resource definition is served, watches included (they take a second to show that).
 
-        ``kubectl wait`` fails at once where the API server has not written any condition yet.
+        ``kubectl wait`` fails at once where the API server has not written any condition yet; and where that says that
+        the definition is established, a watch may still be answered with "storage is (re)initializing".
 
         Raises:
             KubectlError: It is not there, or not served within `_SERVED_SECONDS`.
         """
         deadline = time.monotonic() + _SERVED_SECONDS
-        condition = "jsonpath={.status.conditions[?(@.type=='Established')].status}"
-        while (state := self("get", "crd", definition, "-o", condition, check=False)) != "True":
-            if time.monotonic() > deadline:
-                arguments = ("get", "crd", definition)
-                raise KubectlError(arguments, 1, state, f"it is not served after {_SERVED_SECONDS:g} s")
+        plural, _, group = definition.partition(".")
+        state = "jsonpath={.status.conditions[?(@.type=='Established')].status} {.spec.versions[0].name}"
+        seen = ""
+        while time.monotonic() < deadline:
+            seen = self("get", "crd", definition, "-o", state, check=False)
+            established, _, version = seen.partition(" ")
+            if established == "True":
+                try:
+                    self("get", "--raw", f"/apis/{group}/{version}/{plural}?watch=true&timeoutSeconds=1")
+                except KubectlError as error:
+                    seen = str(error)
+                else:
+                    return
             time.sleep(0.1)
+        raise KubectlError(("get", "crd", definition), 1, seen, f"it is not served after {_SERVED_SECONDS:g} s")
 
     def apply(self, *objects: dict[str, Any]) -> None:
         """Apply objects, in the order given, as ``kubectl apply`` does."""

@@ -21,7 +21,7 @@ from lab.site import Options
 from tests.audit import Audited, granted, refused, used
 from tests.faults.rows import Row
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.alone]
 
 
 def test_the_demo_keeps_its_promises_under_the_rights_of_the_chart(tmp_path: Path, table: list[Row]) -> None:
