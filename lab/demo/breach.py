@@ -41,10 +41,12 @@ class Breach:
     Attributes:
         at: For when the queries that gave it were asked, in seconds since the epoch.
         message: What the gate said.
+        pause: How long before nobody had asked, in seconds: the breach may have been visible for so long.
     """
 
     at: float
     message: str
+    pause: float = 0.0
 
 
 class Knows(Protocol):
@@ -91,7 +93,6 @@ class Replay:
         self._cut = Cut()
         self.breaches: dict[str, Breach] = {}
         self.judgement: Judgement | None = None
-        self.longest_pause = 0.0
         self.problems: list[str] = []
 
     def __enter__(self) -> Self:
@@ -135,11 +136,10 @@ class Replay:
         self._note(record.version, now)
 
     def _note(self, canary: str, now: float) -> None:
-        if self._asked_at is not None and canary not in self.breaches:
-            self.longest_pause = max(self.longest_pause, now - self._asked_at)
+        pause = 0.0 if self._asked_at is None else now - self._asked_at
         self._asked_at = now
         if self.judgement is not None and self.judgement.verdict is Verdict.FAIL:
-            self.breaches.setdefault(canary, Breach(now, self.judgement.message))
+            self.breaches.setdefault(canary, Breach(now, self.judgement.message, pause))
         else:
             self.breaches.pop(canary, None)
 

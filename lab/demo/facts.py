@@ -25,8 +25,9 @@ class StepFacts:
     Attributes:
         weight: The weight that was asked for.
         written_at: When the last VirtualService showed it.
-        in_effect_at: Since when it was in effect, as the operator says in status; ``None`` if never.
-        until: When the next weight was written, or the rollout ended.
+        in_effect_at: Since when it was in effect, as the operator says in status; ``None`` if never. A canary may be
+            taken back before the operator says so: then it is since the canary answered first.
+        until: When the operator was about to write the next weight, or the rollout ended.
         requests: Requests sent while it was in effect that reached a version.
         canary: Those of them that reached the canary.
     """

@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, nextafter
 from typing import Any, Final
 
 import yaml
@@ -87,6 +88,7 @@ def steps_of(
         records: The requests; all of those sent before ``ended_at`` must be among them.
     """
     in_effect = _in_effect(seen, canary)
+    decided = _decided(seen, canary)
     changes = list(timeline(seen, routing, _subset(seen, canary)))
     records = tuple(records)
     steps = []
@@ -94,8 +96,13 @@ def steps_of(
         weight = next(iter(weights.values()))
         if set(weights.values()) != {weight} or not weight:
             continue
-        until = changes[number + 1][0] if number + 1 < len(changes) else ended_at
-        steps.append(_step(weight, at, in_effect.get(weight), until, canary, records))
+        written = changes[number + 1][0] if number + 1 < len(changes) else ended_at
+        # The witness may hear of a write late; whoever writes it decides before.
+        until = min((each for each in decided if at < each < written), default=written)
+        since = in_effect.get(weight)
+        if since is None and not steps and _taken_back(seen, canary):
+            since = _first_answer(records, canary, until)
+        steps.append(_step(weight, at, since, until, canary, records))
     return tuple(steps)
 
 
@@ -117,6 +124,34 @@ def _in_effect(seen: Iterable[Seen], canary: str) -> dict[int, float]:
             if record is not None and record.version == canary and record.in_effect_at is not None:
                 found[record.weight] = record.in_effect_at.timestamp()
     return found
+
+
+def _decided(seen: Iterable[Seen], canary: str) -> frozenset[float]:
+    """When another weight of the canary was about to be written: a raise, or its way back."""
+    found = set()
+    for each in seen:
+        if each.kind == ROLLOUT:
+            status = status_of(each.document)
+            record = status.rollout
+            if record is None or record.version != canary:
+                continue
+            if record.target is not None:
+                found.add(record.target.set_at.timestamp())
+            if record.reason:
+                found |= {entry.time.timestamp() for entry in status.history if entry.reason == record.reason}
+    return frozenset(found)
+
+
+def _taken_back(seen: Iterable[Seen], canary: str) -> bool:
+    """Whether the canary was on its way back at last."""
+    records = [status_of(each.document).rollout for each in seen if each.kind == ROLLOUT]
+    return bool(records) and records[-1] is not None and records[-1].version == canary and bool(records[-1].reason)
+
+
+def _first_answer(records: Iterable[Record], canary: str, until: float) -> float | None:
+    """Just after the canary's first request was sent: it had none before, so its weight had come into effect."""
+    first = min((record.sent for record in records if record.version == canary and record.sent < until), default=None)
+    return None if first is None else nextafter(first, inf)
 
 
 def _subset(seen: Iterable[Seen], version: str) -> str:

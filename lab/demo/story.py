@@ -46,7 +46,7 @@ PAUSE_SECONDS: Final = 1.0
 EXPECTED_SECONDS: Final = 90.0
 """How long the stories take together, usually."""
 LONGEST_PAUSE_SECONDS: Final = 1.0
-"""The replayed gate must have been asked at least this often."""
+"""The replayed gate must have been asked at least so shortly before it showed a breach."""
 
 ROUTING: Final = Routing(scene.HOST, scene.ROUTES)
 
@@ -263,6 +263,9 @@ def _gaps(stage: Stage) -> tuple[str, ...]:
     gaps = list(stage.witness.gaps)
     if stage.replay.problems:
         gaps.append(f"the gate's queries failed {len(stage.replay.problems)} times: {stage.replay.problems[0]}")
-    if stage.replay.longest_pause > LONGEST_PAUSE_SECONDS:
-        gaps.append(f"the gate's queries were not asked for {stage.replay.longest_pause:.1f} s")
+    gaps += [
+        f"the gate's queries were not asked for {breach.pause:.1f} s before they showed the breach of {canary}"
+        for canary, breach in stage.replay.breaches.items()
+        if breach.pause > LONGEST_PAUSE_SECONDS
+    ]
     return tuple(gaps)

@@ -28,7 +28,7 @@ SHORTEST_WAIT = 5.0
 
 _FIRST_DELAY = 0.25
 _CAP = 30.0
-_CAP_URGENT = 1.0
+_CAP_URGENT = 0.5
 _CLOCK_STEP = 1.0
 """Wall and monotonic clock drift apart slowly; only what exceeds this (seconds, between two passes) is a step."""
 
@@ -39,11 +39,11 @@ def retry_delay(key: str, failed: int, *, urgent: bool, asked: float = 0.0) -> f
     Args:
         key: The rollout; it decides the jitter.
         failed: How many passes have failed in a row, at least 1.
-        urgent: Whether traffic is being taken back; then no wait is longer than a second.
+        urgent: Whether traffic is being taken back; then no wait is longer than half a second.
         asked: For how many seconds the API server asked to be left alone; 0 where it did not.
 
     Returns:
-        Seconds: doubling from a quarter of a second up to 30 (1 when urgent), the upper half jittered. Where the API
+        Seconds: doubling from a quarter of a second up to 30 (0.5 when urgent), the upper half jittered. Where the API
         server asked for a wait it is that long, up to 30 s, and a tenth longer for some so that not all come at once.
     """
     if asked and not urgent:

@@ -184,7 +184,9 @@ def test_nothing_is_asked_before_the_weight_had_time_to_spread(world: World) -> 
     assert world.asked == []
 
 
-def test_pauses_between_questions_are_noted(world: World) -> None:
-    for seconds in (3.0, 3.1, 4.6, 4.7):
+def test_a_breach_knows_for_how_long_nobody_had_asked_before(world: World) -> None:
+    for seconds in (3.0, 4.6, 4.7):
         world.at(seconds, c200=10)
-    assert world.replay.longest_pause == pytest.approx(1.5)
+    world.at(6.2, c200=10, c500=90)
+    world.at(6.3, c200=10, c500=90)
+    assert [breach.pause for breach in world.replay.breaches.values()] == [pytest.approx(1.5)]

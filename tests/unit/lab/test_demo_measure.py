@@ -125,6 +125,30 @@ def test_a_step_that_was_never_in_effect_has_no_requests() -> None:
     assert [(step.weight, step.in_effect_at, step.requests) for step in steps] == [(10, None, 0), (30, None, 0)]
 
 
+def entry(at: float, reason: str) -> dict[str, Any]:
+    return {"time": datetime.fromtimestamp(START + at, UTC).isoformat(), "reason": reason}
+
+
+def test_a_step_ends_where_the_next_weight_is_decided_however_late_the_witness_hears_of_it() -> None:
+    raising = rollout(10, in_effect_at=11.0)
+    raising["status"]["rollout"]["target"] = {"weight": 30, "setAt": entry(19.0, "")["time"]}
+    back = rollout(30, in_effect_at=21.0, history=[entry(5.0, "GateFailed"), entry(29.0, "GateFailed")])
+    back["status"]["rollout"]["reason"] = "GateFailed"
+    seen = sorted([*HISTORY, *notes((19.1, raising), (30.1, back))], key=lambda each: each.at)
+    steps = steps_of(seen, ROUTING, "v2", START + 40.0, [record(18.9, "v2"), record(19.5, "v1"), record(29.5, "v1")])
+    assert [(since(step.until), step.requests, step.canary) for step in steps] == [(19.0, 1, 1), (29.0, 0, 0)]
+
+
+def test_a_canary_taken_back_before_its_weight_was_seen_in_effect_counts_from_its_first_answer() -> None:
+    """From just after it: that first request was certain to be the canary's."""
+    back = rollout(10, history=[entry(14.0, "GateFailed")])
+    back["status"]["rollout"]["reason"] = "GateFailed"
+    seen = [*HISTORY[:5], *notes((14.1, back), (14.2, virtual_service("a", 0)), (14.3, virtual_service("b", 0)))]
+    records = [record(at, version) for at, version in ((10.3, "v1"), (11.0, "v2"), (12.0, "v1"), (13.0, "v2"))]
+    (step,) = steps_of(seen, ROUTING, "v2", START + 40.0, records)
+    assert (since(step.in_effect_at), since(step.until), step.requests, step.canary) == (11.0, 14.0, 2, 1)
+
+
 def test_the_last_step_ends_with_the_rollout() -> None:
     assert steps_of(HISTORY[:9], ROUTING, "v2", START + 40.0, [])[-1].until == START + 40.0
 
