@@ -218,7 +218,7 @@ class Lab(RunningLab):
             state.write(self.dir)
             self._start_wave(wave)
         if "envoy" in self.parts:
-            self.wait_synced(30)
+            self.wait_synced()
         state.complete = True
         state.write(self.dir)
         if standing:

@@ -114,8 +114,10 @@ class RunningLab:
             self._backends = Backends(self)
         return self._backends.start(namespace, app, version, **options)
 
-    def wait_synced(self, timeout: float = 10.0) -> None:
+    def wait_synced(self, timeout: float = 60.0) -> None:
         """Wait until the gateway works with everything written so far.
+
+        Milliseconds, as a rule; an Envoy that has lost istiod for a while tries again after up to half a minute.
 
         istiod tells what each proxy acknowledged, but not whether it has heard of the latest write. So a marker is
         written last, and asked for through the gateway; then istiod must count nothing as sent and not acknowledged.

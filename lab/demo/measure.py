@@ -91,7 +91,7 @@ def steps_of(
     decided = _decided(seen, canary)
     changes = list(timeline(seen, routing, _subset(seen, canary)))
     records = tuple(records)
-    steps = []
+    steps: list[StepFacts] = []
     for number, (at, weights) in enumerate(changes):
         weight = next(iter(weights.values()))
         if set(weights.values()) != {weight} or not weight:

@@ -46,6 +46,7 @@ def test_a_weight_that_no_proxy_takes_over_is_said_not_to_be_in_effect(place: Pl
     finally:
         place.lab.start("istiod")
         started = time.monotonic()
+        place.lab.wait_synced()
     strict.until_condition("TrafficConverged", "True", "Converged")
     agreed = time.monotonic() - started
     for service in (strict, usual):

@@ -21,7 +21,11 @@ REQUESTS = "canaryrollout_kubernetes_requests_total"
 QUERIES = "canaryrollout_prometheus_queries_total"
 IDLE_SECONDS = 6.0
 STEPS = (25, 60, 100)
+MANY_STEPS = (10, 25, 40, 55, 70, 85, 100)
+"""At every one of them the other hand is in the way with some luck; at least once in all with certainty, as good as."""
 BUSY_SECONDS = 0.04
+LONG_SECONDS = 150.0
+"""Who loses against the other hand five times in a row waits before the next attempt."""
 """Between two writes of the other hand."""
 
 
@@ -74,16 +78,17 @@ def test_a_conflict_costs_one_more_write(place: Place, figures: list[str]) -> No
     reviews.send(40)
     start = place.operator.figures()
     with busy_hand(reviews):
-        reviews.apply("v2", steps=[{"weight": weight} for weight in STEPS])
+        reviews.apply("v2", steps=[{"weight": weight} for weight in MANY_STEPS])
+        reviews.until(lambda: reviews.status.stable_version == "v2", "promotion", seconds=LONG_SECONDS)
         reviews.until_promoted("v2")
     requests, queries = spent(start, place.operator.figures())
     figures += table(
-        f"a rollout of {len(STEPS)} steps on a VirtualService that is written all the time", requests, queries
+        f"a rollout of {len(MANY_STEPS)} steps on a VirtualService that is written all the time", requests, queries
     )
-    assert requests["virtualservices", "patch", "ok"] == len(STEPS)
+    assert requests["virtualservices", "patch", "ok"] == len(MANY_STEPS)
     assert requests["virtualservices", "patch", "conflict"] > 0, "the other hand was not busy enough to be in the way"
     seen = [written(seen.document["spec"]["http"][0]).get("v2") for seen in reviews.seen(VIRTUAL_SERVICE)]
-    assert [weight for weight, before in zip(seen[1:], seen, strict=False) if weight != before] == list(STEPS)
+    assert [weight for weight, before in zip(seen[1:], seen, strict=False) if weight != before] == list(MANY_STEPS)
     numbers = [int(seen.document["metadata"]["annotations"].get("n", -1)) for seen in reviews.seen(VIRTUAL_SERVICE)]
     assert numbers == sorted(numbers), "a write of the other hand was undone"
     reviews.assert_nothing_lost()

@@ -17,11 +17,12 @@ from prometheus_client import CollectorRegistry
 from canaryrollout.adapters.prometheus import PrometheusSource, Provider
 from canaryrollout.api.spec import Analysis
 from canaryrollout.api.status import Verdict
-from canaryrollout.domain.convergence import Agreement, agreement
+from canaryrollout.domain.convergence import agreement
 from canaryrollout.domain.evidence import Evidence, EvidenceRequest, total
 from canaryrollout.domain.gates import judge
 from lab import Lab, probe, service
 from lab.istio import GATEWAY
+from lab.selfcheck import binomial_interval
 
 pytestmark = pytest.mark.mesh
 
@@ -154,8 +155,9 @@ async def test_first_failures_of_a_fresh_canary(app: Service, source: Prometheus
     naive = app.plain(
         f'sum(increase(istio_requests_total{{destination_service="{app.host}",destination_version="v2"}}[1m]))'
     )
+    # How wrong it is depends on how many were there at the first scrape; one that saw none of them is in the tests of
+    # what is counted.
     print(f"50 of 50 requests failed; counted {counted.errors}; increase() says {naive:.1f}; sent in {sent - start}")
-    assert naive < 50
 
 
 async def test_counts_are_those_of_the_client(app: Service, source: PrometheusSource) -> None:
@@ -176,9 +178,9 @@ async def test_counts_are_those_of_the_client(app: Service, source: PrometheusSo
     assert canary.errors == answers["v2", 500]
     assert (stable.requests, stable.errors) == (answers["v1", 200], 0)
     assert len([block for block in evidence.blocks if block.canary.requests]) >= 3
-    share = agreement(canary.requests, stable.requests, 30)
-    print(share.message)
-    assert share.agreement is Agreement.AGREES
+    low, high = binomial_interval(canary.requests + stable.requests, 0.3)
+    print(agreement(canary.requests, stable.requests, 30).message)
+    assert low <= canary.requests <= high
 
     again = PrometheusSource(source._providers, CollectorRegistry())
     restarted = await evidence_of(again, request, evidence.until)
@@ -188,20 +190,24 @@ async def test_counts_are_those_of_the_client(app: Service, source: PrometheusSo
 
 async def test_slow_requests_are_timed_by_the_histogram(app: Service, source: PrometheusSource) -> None:
     """Half of the canary's requests take 300 ms; counters and histogram are flushed at different moments."""
-    app.lab.backend(NAMESPACE, app.app, "v2", latency_ms=300, latency_rate=0.5)
+    canary = app.lab.backend(NAMESPACE, app.app, "v2", latency_ms=300)
     app.route(v2=100)
     slow = 0
     start = now()
     with probe.session() as client:
-        for _ in range(20):
+        for number in range(20):
+            if number == 10:
+                canary.set_mode()
             asked = time.perf_counter()
             assert client.get(app.lab.gateway_url, headers={"Host": app.host}, timeout=5).status_code == 200
-            slow += time.perf_counter() - asked > 0.28
+            slow += time.perf_counter() - asked > 0.25
     request = replace(request_since(app, start), slow_above=timedelta(milliseconds=250))
     evidence = await evidence_of(source, request, now() + 2 * SCRAPE)
 
     counted = total(tuple(block.canary for block in evidence.blocks))
-    assert (counted.requests, counted.timed, counted.slow) == (20, 20, slow)
+    assert (counted.requests, counted.timed) == (20, 20)
+    print(f"10 requests were delayed, {counted.slow} counted as slow, {slow} were so for the client")
+    assert 10 <= counted.slow <= slow, "a stall between client and proxy is not the canary's"
     assert all(block.canary.slow <= block.canary.timed for block in evidence.blocks)
     analysis = Analysis.model_validate(
         {"mode": "Threshold", "minRequests": 20, "latency": {"threshold": "250ms", "maxSlow": "5%"}}

@@ -21,7 +21,7 @@ def test_a_step_holds_says_since_when_and_goes_on_while_deadlines_and_rollbacks_
     everyone = (patient, overdue, kept, reverted)
     for service in everyone:
         service.send(15)
-        service.apply("v2", steps=[{"weight": 30, "hold": "8s"}, {"weight": 100}])
+        service.apply("v2", steps=[{"weight": 30, "hold": "15s"}, {"weight": 100}])
     for service in everyone:
         service.until_weight(30)
     place.lab.stop("prometheus")
@@ -58,7 +58,7 @@ def test_a_canary_that_turns_bad_meanwhile_is_caught(place: Place) -> None:
     lost, failing = place.service("lost"), place.service("failing")
     for service in (lost, failing):
         service.send(20)
-        service.apply("v2", steps=[{"weight": 30, "hold": "60s"}, {"weight": 100}])
+        service.apply("v2", steps=[{"weight": 30, "hold": "10m"}, {"weight": 100}])
     for service in (lost, failing):
         service.until_weight(30, in_effect=True)
     place.lab.stop("prometheus")

@@ -10,7 +10,7 @@ from tests.mesh.place import Place, Service, assert_fair, destination, reasons, 
 
 pytestmark = pytest.mark.mesh
 
-LADDER = [{"weight": 10}, {"weight": 30, "hold": "5s"}, {"weight": 50}, {"weight": 100}]
+LADDER = [{"weight": 10}, {"weight": 30, "hold": "15s"}, {"weight": 50}, {"weight": 100}]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_user_watches_a_rollout_with_kubectl(reviews: Service) -> None:
     assert reviews.condition("TrafficConverged") == ("True", "Converged")
     assert reviews.condition("AnalysisHealthy") == ("True", "Answering")
     reviews.kubectl("wait", "--for=condition=Ready", "canaryrollout/reviews", "--timeout=60s")
-    reviews.until(lambda: reviews.condition("Ready")[0] == "True", "sight of what kubectl saw", seconds=2)
+    reviews.until(lambda: reviews.condition("Ready")[0] == "True", "sight of what kubectl saw", seconds=10)
     assert (reviews.status.phase, reviews.status.stable_version) == (Phase.STABLE, "v2")
 
 

@@ -6,12 +6,14 @@ All rollouts of this module start together; each test then follows one of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 import pytest
 
 from canaryrollout.api.status import Phase
-from lab.demo.watch import DESTINATION_RULE, VIRTUAL_SERVICE
+from lab.demo.measure import status_of
+from lab.demo.watch import DESTINATION_RULE, ROLLOUT, VIRTUAL_SERVICE
 from lab.kubectl import KubectlError
 from tests.mesh.place import Place, Service, Weights, destination, route, written
 
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.mesh
 
 RATE = 14.0
 ENOUGH = {"minRequests": 10}
+VERSION = attrgetter("version")
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +94,12 @@ def test_two_virtual_services_are_kept_in_step(services: dict[str, Service]) -> 
         name: [_share(seen.document, "v2") for seen in twice.seen(VIRTUAL_SERVICE, name)] for name in twice.routing
     }
     assert taken == {"twice": [0, 50, 100, 100], "twice-mesh": [0, 50, 100]}
+    seen = sorted((each for name in twice.routing for each in twice.seen(VIRTUAL_SERVICE, name)), key=VERSION)
+    together = [_share(each.document, "v2") for each in seen]
+    assert together == [0, 0, 50, 50, 100, 100, 100], "neither goes ahead of the other by more than a write"
     for weight in (50, 100):
-        first, second = (
-            next(seen.at for seen in twice.seen(VIRTUAL_SERVICE, name) if _share(seen.document, "v2") == weight)
-            for name in twice.routing
-        )
-        assert abs(first - second) < 1.0
+        confirmed = next(s for s in twice.seen(ROLLOUT) if (r := status_of(s.document).rollout) and r.weight == weight)
+        assert [_share(each.document, "v2") for each in seen if each.version < confirmed.version][-2:] == [weight] * 2
     twice.assert_nothing_lost()
 
 
@@ -118,8 +121,8 @@ def test_a_route_without_subsets_is_pinned_before_the_canary_can_get_traffic(ser
     assert plain.weights() == {"": None, "v1": 100}
     plain.run("v2")
     plain.until_weight(50)
-    raised = next(seen.at for seen in plain.seen(VIRTUAL_SERVICE) if _share(seen.document, "v2"))
-    early = [record for record in plain.requests(until=raised - 0.05) if record.version == "v2"]
+    decided = next(s.rollout.target.set_at for s in plain.statuses if s.rollout and s.rollout.target)
+    early = [record for record in plain.requests(until=decided.timestamp()) if record.version == "v2"]
     assert early == []
     plain.until_promoted("v2")
     assert plain.weights() == {"": None, "v2": 100}

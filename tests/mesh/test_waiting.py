@@ -8,7 +8,7 @@ import pytest
 
 from canaryrollout.api.status import Phase
 from lab.demo.watch import VIRTUAL_SERVICE
-from tests.mesh.place import Place
+from tests.mesh.place import Place, Service
 
 pytestmark = pytest.mark.mesh
 
@@ -21,7 +21,7 @@ def test_a_step_without_evidence_holds_and_says_so(place: Place) -> None:
     silent, quiet, strict = (place.service(name) for name in ("silent", "quiet", "strict"))
     quiet.send(6)
     silent.apply("v2", steps=[{"weight": 30}, {"weight": 100}])
-    quiet.apply("v2", steps=[{"weight": 50}, {"weight": 100}], analysis={"minRequests": 5000})
+    quiet.apply("v2", steps=[{"weight": 50}, {"weight": 100}], analysis={"minRequests": 3000})
     strict.apply("v2", steps=[{"weight": 30}, {"weight": 100}], analysis={"onNoData": "Rollback"})
 
     silent.until_phase(Phase.PROGRESSING, "NoData")
@@ -29,7 +29,7 @@ def test_a_step_without_evidence_holds_and_says_so(place: Place) -> None:
     assert silent.status.verdict == "Inconclusive"
     assert silent.condition("TrafficConverged") == ("Unknown", "TooLittleTraffic")
     quiet.until_phase(Phase.PROGRESSING, "LowSample")
-    assert "of 5,000 requests of the canary so far" in quiet.status.message
+    assert "of 3,000 requests of the canary so far" in quiet.status.message
     assert quiet.condition("TrafficConverged") == ("True", "Converged")
 
     held = time.monotonic() + LONG_ENOUGH_SECONDS
@@ -50,9 +50,13 @@ def test_a_step_without_evidence_holds_and_says_so(place: Place) -> None:
     quiet.assert_nothing_lost()
 
 
+def told_of_provider(service: Service) -> str:
+    return next(c.message for c in service.status.conditions if c.type == "AnalysisHealthy")
+
+
 def test_an_outage_of_prometheus_holds_and_hinders_no_way_back(place: Place) -> None:
     held, aborted = (place.service(name) for name in ("held", "aborted"))
-    ladder = [{"weight": 30, "hold": "5s"}, {"weight": 100}]
+    ladder = [{"weight": 30, "hold": "15s"}, {"weight": 100}]
     for service in (held, aborted):
         service.send(30)
         service.apply("v2", steps=ladder)
@@ -64,9 +68,7 @@ def test_an_outage_of_prometheus_holds_and_hinders_no_way_back(place: Place) -> 
             service.until_condition("AnalysisHealthy", "False", "ProviderError")
             assert service.status.phase is Phase.PROGRESSING
         assert held.reason in ("Converging", "ProviderError")
-        assert "Connection refused" in next(
-            condition.message for condition in held.status.conditions if condition.type == "AnalysisHealthy"
-        )
+        held.until(lambda: "Connection refused" in told_of_provider(held), "sight of why the provider does not answer")
         aborted.command("abort/v2/1")
         aborted.until_taken_back("Aborted")
         aborted.assert_restored()
