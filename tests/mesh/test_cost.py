@@ -22,11 +22,13 @@ QUERIES = "canaryrollout_prometheus_queries_total"
 IDLE_SECONDS = 6.0
 STEPS = (25, 60, 100)
 MANY_STEPS = (10, 25, 40, 55, 70, 85, 100)
-"""At every one of them the other hand is in the way with some luck; at least once in all with certainty, as good as."""
+"""So many that a hand which writes all the time is in the way of one at least."""
 BUSY_SECONDS = 0.04
-LONG_SECONDS = 150.0
-"""Who loses against the other hand five times in a row waits before the next attempt."""
-"""Between two writes of the other hand."""
+"""Between two writes of the other hand, until it has been in the way."""
+CALM_SECONDS = 0.3
+"""Between two of its writes from then on: a hand that never rests can keep everybody else out."""
+LONG_SECONDS = 120.0
+LOOK_SECONDS = 0.2
 
 
 def spent(before: Figures, after: Figures) -> tuple[Counter[tuple[str, str, str]], int]:
@@ -77,9 +79,16 @@ def test_a_conflict_costs_one_more_write(place: Place, figures: list[str]) -> No
     reviews = place.service("reviews", http={"reviews": [route(destination("reviews", "v1", 100))]})
     reviews.send(40)
     start = place.operator.figures()
-    with busy_hand(reviews):
+
+    def conflict() -> bool:
+        time.sleep(LOOK_SECONDS)
+        return spent(start, place.operator.figures())[0]["virtualservices", "patch", "conflict"] > 0
+
+    with busy_hand(reviews) as calm:
         reviews.apply("v2", steps=[{"weight": weight} for weight in MANY_STEPS])
-        reviews.until(lambda: reviews.status.stable_version == "v2", "promotion", seconds=LONG_SECONDS)
+        reviews.until(lambda: conflict() or reviews.status.stable_version == "v2", "conflict", LONG_SECONDS)
+        calm.set()
+        reviews.until(lambda: reviews.status.stable_version == "v2", "promotion", LONG_SECONDS)
         reviews.until_promoted("v2")
     requests, queries = spent(start, place.operator.figures())
     figures += table(
@@ -95,14 +104,18 @@ def test_a_conflict_costs_one_more_write(place: Place, figures: list[str]) -> No
 
 
 @contextmanager
-def busy_hand(service: Service) -> Iterator[None]:
-    """Count up an annotation of the service's VirtualService until the end of the block."""
-    stopping = threading.Event()
+def busy_hand(service: Service) -> Iterator[threading.Event]:
+    """Count up an annotation of the service's VirtualService until the end of the block.
+
+    Yields:
+        Set, it makes the hand write a few times a second only.
+    """
+    stopping, calm = threading.Event(), threading.Event()
     api = client.CustomObjectsApi(config.new_client_from_config(str(service.place.lab.kubeconfig)))
 
     def run() -> None:
         n = 0
-        while not stopping.wait(BUSY_SECONDS):
+        while not stopping.wait(CALM_SECONDS if calm.is_set() else BUSY_SECONDS):
             n += 1
             place = ("networking.istio.io", "v1", service.place.namespace, "virtualservices", service.name)
             api.patch_namespaced_custom_object(*place, {"metadata": {"annotations": {"n": str(n)}}})
@@ -110,7 +123,7 @@ def busy_hand(service: Service) -> Iterator[None]:
     hand = threading.Thread(target=run, name="busy-hand", daemon=True)
     hand.start()
     try:
-        yield
+        yield calm
         assert hand.is_alive(), "the other hand stopped writing"
     finally:
         stopping.set()
