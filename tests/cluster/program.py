@@ -21,6 +21,13 @@ SOURCE = Path(__file__).parents[2] / "operator"
 STARTUP = 90.0
 
 
+def is_slowness(line: str) -> bool:
+    """Whether a line of the log has an exception whose reason is an API server that is too slow for the moment."""
+    if "Traceback" not in line or not line.startswith("{"):
+        return False
+    return str(json.loads(line).get("exception", "")).rstrip().endswith("TimeoutError")
+
+
 class Program:
     """``python -m canaryrollout run`` with some flags; a context manager that ends it."""
 

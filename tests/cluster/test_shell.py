@@ -19,6 +19,9 @@ from tests.cluster.shop import body, install_crd
 
 pytestmark = pytest.mark.cluster
 
+PATIENCE = 30.0
+"""In seconds, with what only has to come."""
+
 _numbers = count(1)
 
 
@@ -88,10 +91,10 @@ def test_it_starts_watches_answers_and_stops(apiserver: Lab, namespace: str) -> 
         assert program.probe("/healthz") == (200, "ok")
         program.wait(lambda: status(apiserver, namespace).get("phase") == "Blocked", "seen at the start")
         apply_rollout(apiserver, namespace, "ratings")
-        program.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "seen later", 5)
-        assert program.metrics()[("canaryrollout_rollouts", "Blocked")] == 2
+        program.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "seen later", PATIENCE)
+        program.wait(lambda: program.metrics()[("canaryrollout_rollouts", "Blocked")] == 2, "counted", PATIENCE)
         apiserver.kubectl("delete", "canaryrollout", "ratings", "-n", namespace)
-        program.wait(lambda: program.metrics().get(("canaryrollout_rollouts", "Blocked")) == 1, "deleted", 5)
+        program.wait(lambda: program.metrics().get(("canaryrollout_rollouts", "Blocked")) == 1, "deleted", PATIENCE)
         lines = [line for line in program.log if line.get("rollout") == f"{namespace}/reviews"]
         assert lines, "what it says about a rollout carries its key"
         code, seconds = program.stop()
@@ -129,7 +132,7 @@ RESOURCES = (
 def test_a_rollout_at_rest_costs_no_request_between_resyncs(apiserver: Lab, namespace: str) -> None:
     apply_mesh(apiserver, namespace)
     apply_rollout(apiserver, namespace, version="v1")
-    with Program(apiserver.kubeconfig, *flags(namespace), "--resync", "1h") as program:
+    with Program(apiserver.kubeconfig, *flags(namespace), "--resync", "24h") as program:
         program.wait(lambda: status(apiserver, namespace).get("phase") == "Stable", "Stable")
         time.sleep(2)
         passes = figures(program)
@@ -164,8 +167,15 @@ def test_a_resync_notices_what_no_watch_tells(apiserver: Lab, namespace: str) ->
     apply_rollout(apiserver, namespace, version="v1")
     with Program(apiserver.kubeconfig, *flags(namespace), "--resync", "3s") as program:
         program.wait(lambda: status(apiserver, namespace).get("phase") == "Stable", "Stable")
+        before = passes(program)
+        program.wait(lambda: passes(program) > before + 3, "look after look, by default one in five minutes", PATIENCE)
         apiserver.kubectl("delete", "virtualservice", "reviews", "-n", namespace)
-        program.wait(lambda: status(apiserver, namespace)["phase"] == "Blocked", "noticed by a resync", 6)
+        program.wait(lambda: status(apiserver, namespace)["phase"] == "Blocked", "noticed by a resync", PATIENCE)
+
+
+def passes(program: Program) -> float:
+    """How often it has looked at any rollout."""
+    return sum(value for (name, *_), value in program.metrics().items() if name == "canaryrollout_passes_total")
 
 
 def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: str) -> None:
@@ -180,14 +190,16 @@ def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: st
             assert second.probe("/healthz") == (200, "ok"), "a follower is alive"
             assert ("canaryrollout_passes_total", "acted") not in second.metrics(), "a follower does nothing"
             first.stop()
-            handover = second.wait(lambda: second.leads, "handed over", 3)
+            handover = second.wait(lambda: second.leads, "handed over", 10)  # it would expire after 15 s
             with Program(apiserver.kubeconfig, *flags(namespace)) as third:
                 third.wait_ready()
                 second.process.kill()
                 takeover = third.wait(lambda: third.leads, "taken over", 20)
                 print(f"handed over after {handover:.1f} s, taken over after a crash within {takeover:.1f} s")
                 apply_rollout(apiserver, namespace, "ratings")
-                third.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it works", 5)
+                third.wait(
+                    lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it works", PATIENCE
+                )
 
 
 def test_a_replica_is_ready_once_it_knows_what_there_is(apiserver: Lab, namespace: str, tmp_path: Path) -> None:
@@ -197,7 +209,7 @@ def test_a_replica_is_ready_once_it_knows_what_there_is(apiserver: Lab, namespac
         with Program(proxy.kubeconfig(tmp_path / "kubeconfig"), *flags(namespace)) as program:
             unlisted = (503, "CanaryRollouts could not be listed yet")
             program.wait(lambda: program.probe("/readyz") == unlisted, "not ready")
-            program.wait(lambda: program.said("rollouts could not be listed"), "it says so", 10)
+            program.wait(lambda: program.said("rollouts could not be listed"), "it says so", PATIENCE)
             proxy.calm()
             program.wait_ready()
 
@@ -207,11 +219,11 @@ def test_an_outage_of_the_api_server_loses_nothing(apiserver: Lab, namespace: st
     with Program(apiserver.kubeconfig, *flags(namespace)) as program:
         program.wait(lambda: status(apiserver, namespace).get("phase") == "Blocked", "worked on")
         apiserver.stop("kube-apiserver")
-        program.wait(lambda: program.said("lease not reachable"), "it notices", 10)
+        program.wait(lambda: program.said("lease not reachable"), "it notices", PATIENCE)
         assert program.probe("/healthz") == (200, "ok"), "a restart would not help"
         apiserver.start("kube-apiserver")
         apply_rollout(apiserver, namespace, "ratings")
-        program.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it goes on", 45)
+        program.wait(lambda: status(apiserver, namespace, "ratings").get("phase") == "Blocked", "it goes on", 60)
 
 
 def test_an_address_that_is_taken_ends_it_with_status_1(apiserver: Lab, namespace: str) -> None:
@@ -241,15 +253,15 @@ def test_providers_change_while_it_runs(apiserver: Lab, namespace: str, tmp_path
     with Program(apiserver.kubeconfig, "--config", str(file)) as program:
         program.wait(lambda: "later, which the administrator has not defined" in message(), "the provider is missed")
         write(**here, providers=first | {"later": {"url": "http://127.0.0.1:9"}})
-        program.wait(lambda: "has not defined" not in message(), "taken in", 10)
+        program.wait(lambda: "has not defined" not in message(), "taken in", PATIENCE)
         assert program.said("providers have changed")[0]["added"] == ["later"]
         assert program.metrics()[result] == 1
         write(**here, workers=2, providers={"later": {"url": "nowhere"}})
-        program.wait(lambda: program.metrics()[result] == 0, "refused", 10)
+        program.wait(lambda: program.metrics()[result] == 0, "refused", PATIENCE)
         (said,) = program.said("settings cannot be used, what was good before goes on")
         assert said["problems"][0].startswith("providers.later.url is 'nowhere'")
         assert program.probe("/readyz") == (200, "ok")
         write(**here, workers=2, providers=first)
-        program.wait(lambda: "later, which the administrator has not defined" in message(), "gone again", 10)
+        program.wait(lambda: "later, which the administrator has not defined" in message(), "gone again", PATIENCE)
         assert program.said("settings have changed that need a restart")[0]["settings"] == ["workers"]
         assert program.metrics()[result] == 1

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
 from typing import Any, Final
 
 from canaryrollout.api.status import Phase
@@ -31,6 +32,8 @@ WRITE_TIMEOUT_SECONDS: Final = 5.0
 FIRST_DELAY_SECONDS: Final = 0.25
 LONGEST_DELAY_SECONDS: Final = 30.0
 LONGEST_URGENT_SECONDS: Final = 1.0
+LONGEST_STALL_SECONDS: Final = 5.0
+"""Between two attempts, where a busy machine stands still for a moment."""
 ASK_AT_20: Final = [{"weight": 20, "approval": "Required"}, {"weight": 60}, {"weight": 100}]
 ASK_AT_60: Final = [{"weight": 20}, {"weight": 60, "approval": "Required"}, {"weight": 100}]
 
@@ -96,6 +99,17 @@ def distances(entries: Sequence[Entry]) -> list[float]:
     """Seconds between an attempt's end, or when the operator gave it up, and the next one."""
     took = [WRITE_TIMEOUT_SECONDS if e.seconds is None else min(e.seconds, WRITE_TIMEOUT_SECONDS) for e in entries]
     return [new.at - old.at - seconds for (old, new), seconds in zip(pairwise(entries), took, strict=False)]
+
+
+def check_urgent(entries: Sequence[Entry], story: str) -> None:
+    """Attempts to take traffic back follow each other within a second or so, and to the end.
+
+    Distances that went on doubling would be longer than that by then; one or another may be so for its machine's sake.
+    """
+    between = distances(entries)
+    assert between, story
+    assert median(between[-max(len(between) // 2, 1) :]) < 2 * LONGEST_URGENT_SECONDS, f"{between}; {story}"
+    assert max(between) < LONGEST_STALL_SECONDS, f"{between}; {story}"
 
 
 def asks(life: Life, weight: int) -> bool:

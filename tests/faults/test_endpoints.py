@@ -29,8 +29,8 @@ AT_ONCE: Final = 3
 GRACE_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
 """How often the operator of a life looks at endpoints: every 5 s by default."""
-SLACK_SECONDS: Final = 2.0
-"""For a machine that is busy with other tests."""
+SLACK_SECONDS: Final = 4.0
+"""For a machine that is busy with other tests, and with several operators that start at once."""
 ANSWERED_WITHIN: Final = GRACE_SECONDS + POLL_SECONDS + SLACK_SECONDS
 READINESS: Final = {"unreadyGrace": f"{GRACE_SECONDS:g}s"}
 STAY: Final = [{"weight": 20, "hold": "10m"}, {"weight": 100}]
@@ -101,8 +101,21 @@ def ended_as(life: Life, why: str) -> None:
     life.check_not_repeated()
 
 
-def lost(ground: Ground, going: Going) -> float:
-    """Let a canary with traffic lose its endpoints; return after how many seconds its weight was 0."""
+@dataclass(frozen=True)
+class Answered:
+    """When the weight of a canary without endpoints was 0, in seconds.
+
+    Attributes:
+        since_begun: Since the first of them was about to go: the operator can have counted from no earlier moment.
+        since_gone: Since all of them were gone.
+    """
+
+    since_begun: float
+    since_gone: float
+
+
+def lost(ground: Ground, going: Going) -> Answered:
+    """Let a canary with traffic lose its endpoints; return when its weight was 0."""
     with relay(ground.traffic.prometheus_url) as between, new_life(ground) as life:
         workloads = going.workloads(life)
         workloads.scale("v2", 3)
@@ -112,9 +125,11 @@ def lost(ground: Ground, going: Going) -> float:
         if going.blind:
             between.fail(Fault(Way.REFUSED))
             life.until(lambda: reason(life) == "ProviderError", "outage of Prometheus", 20)
-        took = zero_after(life, going.go(workloads), 15)
+        begun = time.time()
+        gone = going.go(workloads)
+        took = zero_after(life, gone, 15)
         ended_as(life, "CanaryUnready")
-        return took
+        return Answered(took + gone - begun, took)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +144,11 @@ def test_a_canary_without_endpoints_is_taken_back_without_waiting_for_metrics(
 ) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         took = dict(zip(kinds, pool.map(lambda kind: lost(ground, GOING[kind]), kinds), strict=True))
-    for kind, seconds in took.items():
-        seen = f"weight 0 {seconds:.1f} s after they went; unreadyGrace is {GRACE_SECONDS:g} s"
+    for kind, answered in took.items():
+        seen = f"weight 0 {answered.since_gone:.1f} s after they went; unreadyGrace is {GRACE_SECONDS:g} s"
         table.append(Row("canary without ready endpoints", GOING[kind].injected, 1, seen))
-    assert all(seconds >= GRACE_SECONDS for seconds in took.values()), took
-    late = {kind: round(seconds, 2) for kind, seconds in took.items() if seconds > ANSWERED_WITHIN}
+    assert all(answered.since_begun >= GRACE_SECONDS for answered in took.values()), took
+    late = {kind: round(a.since_gone, 2) for kind, a in took.items() if a.since_gone > ANSWERED_WITHIN}
     assert not late, f"weight 0 later than {ANSWERED_WITHIN:g} s after the endpoints went"
 
 
@@ -251,13 +266,16 @@ def test_what_a_stable_version_keeps_for_long_enough_is_its_new_size(ground: Gro
         life.begin(steps=ASK, progressDeadline="1m")
         life.until(lambda: life.status.phase is Phase.PAUSED, "wait for approval")
         life.command("approve/v2/1")
+        begun = time.time()
         shrunk = workloads.scale("v1", 1)
         life.until(lambda: life.weight == 60, "raise", 20)
-        held = next(s.at for s in life.seen(VIRTUAL_SERVICES) if shares(s.document).get("v2") == 60) - shrunk
+        raised = next(s.at for s in life.seen(VIRTUAL_SERVICES) if shares(s.document).get("v2") == 60)
+        held = raised - shrunk
         life.until(lambda: life.ended, "end")
         assert life.weights() == [0, *STEPS], life.story()
     table.append(Row("stable shrinks for good", "4 Pods become 1 at 20 %", 1, f"raise held for {held:.1f} s"))
-    assert settle <= held <= settle + 2 * POLL_SECONDS + SLACK_SECONDS
+    assert raised - begun >= settle
+    assert held <= settle + 2 * POLL_SECONDS + SLACK_SECONDS
 
 
 @contextmanager

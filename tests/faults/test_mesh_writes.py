@@ -25,6 +25,7 @@ from tests.faults.obstacles import (
     SLACK_SECONDS,
     asks,
     check_end,
+    check_urgent,
     check_visible,
     distances,
     most_attempts,
@@ -122,8 +123,7 @@ def refused_coming_back(ground: Ground, kind: str) -> Row:
         life.until(lambda: life.ended, "end")
         check_end(life, [0, 20, 60, 0])
         between = distances(attempts)
-        assert between, life.story()
-        assert max(between) < LONGEST_URGENT_SECONDS + SLACK_SECONDS, life.story()
+        check_urgent(attempts, life.story())
         assert len(attempts) <= most_attempts(ended - began, LONGEST_URGENT_SECONDS), life.story()
         assert back - ended < LONGEST_URGENT_SECONDS + obstacle.patience + SLACK_SECONDS, life.story()
         check_undelayed(beside, took, usual)

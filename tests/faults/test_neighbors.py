@@ -98,15 +98,21 @@ def test_another_rollout_that_writes_the_same_virtual_service_ends_no_raise(grou
     with new_life(ground) as life:
         life.start()
         for number, weight in enumerate(STEPS):
-            late = life.rule("patch virtualservices n=1 delay=1s")
+            late = life.rule("patch virtualservices n=1 hang")
             if number == 0:
-                life.begin()
+                life.begin(
+                    steps=[*({"weight": weight, "approval": "Required"} for weight in STEPS[:2]), {"weight": 100}]
+                )
+            else:
+                life.until(lambda: reason(life) == "AwaitingApproval", "question for approval")
+                life.command(f"approve/v2/{number}")
+            life.until(lambda: late.hits, "raise on its way")  # noqa: B023
             life.until(lambda: (r := life.status.rollout) and r.target and r.target.weight == weight, "raise")  # noqa: B023
             found = ground.cluster.get(VIRTUAL_SERVICES, life.namespace, NAME)
             http = [{**route, "timeout": f"{number + 1}s"} for route in found["spec"]["http"]]
             ground.cluster.merge(VIRTUAL_SERVICES, life.namespace, NAME, {"spec": {"http": http}}, FIELD_MANAGER)
+            life.proxy.retire(late)  # what was held goes on
             life.until(lambda: life.weight == weight, "weight")  # noqa: B023
-            life.proxy.retire(late)
         life.until(lambda: life.ended, "end")
         assert life.status.stable_version == "v2", life.story()
         assert life.weights() == [0, *STEPS], life.story()

@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import pytest
 
+from canaryrollout.adapters.prometheus_breaker import LONGEST_PAUSE, SHORTEST_PAUSE
 from canaryrollout.api.status import Phase
 from tests.faults.cluster import ROLLOUTS, VIRTUAL_SERVICES, WORKLOAD_ENTRIES
 from tests.faults.life import ANALYSIS, Ground, Life, new_life, shares
+from tests.faults.phases import edit
 from tests.faults.relay import Fault, Relay, Way, doubled, emptied, relay, valued, warned, without_failures
 from tests.faults.rows import Row
 
@@ -30,8 +32,6 @@ INTERVAL_SECONDS: Final = 1.0
 LASTS_SECONDS: Final = 6.0
 """At least: six intervals of analysis."""
 TIMEOUT_SECONDS: Final = 2.0
-PAUSE_SECONDS: Final = 8.0
-"""A provider that is away is asked after 1, 2, 4, 8 and then every 15 s: so much after an outage of some seconds."""
 SLACK_SECONDS: Final = 1.5
 """For a machine that is busy with other tests."""
 ANSWERED_WITHIN: Final = INTERVAL_SECONDS + 1.0
@@ -39,6 +39,9 @@ ANSWERED_WITHIN: Final = INTERVAL_SECONDS + 1.0
 GRACE_SECONDS: Final = 1.0
 AT_ONCE_SECONDS: Final = 5.0
 """Usually one; the fault lasts longer, and so does a query that hangs."""
+LONG: Final = [{"weight": WEIGHT, "hold": "10m"}, {"weight": 100}]
+OVER: Final = [{"weight": WEIGHT, "hold": f"{LASTS_SECONDS:g}s"}, {"weight": 100}]
+"""A hold that ends before the fault does, so that it is the fault that holds the step."""
 OWN_QUERY: Final = "vector(3)"
 OWN: Final = {**ANALYSIS, "metrics": [{"name": "checkout-failures", "query": OWN_QUERY, "max": "5"}]}
 
@@ -138,10 +141,9 @@ class Lives:
     def begin(self) -> None:
         """Bring all to the same step."""
         self.patient.start(provider={"url": self.relay.url, "timeout": f"{TIMEOUT_SECONDS:g}s"})
-        long = [{"weight": WEIGHT, "hold": "5m"}, {"weight": 100}]
         for life in (self.failing, self.aborted, self.lost):
-            life.begin(steps=long, readiness={"unreadyGrace": f"{GRACE_SECONDS:g}s"})
-        self.patient.begin(steps=[{"weight": WEIGHT, "hold": f"{LASTS_SECONDS:g}s"}, {"weight": 100}], analysis=OWN)
+            life.begin(steps=LONG, readiness={"unreadyGrace": f"{GRACE_SECONDS:g}s"})
+        self.patient.begin(steps=LONG, analysis=OWN)
         for life in (self.patient, self.failing, self.aborted, self.lost):
             life.until(lambda life=life: in_effect(life), "step in effect")  # type: ignore[misc]
 
@@ -172,7 +174,9 @@ def row(ground: Ground, name: str) -> Row:
         patient.until(lambda: condition(patient, "AnalysisHealthy") == healthy, f"{case.health} in AnalysisHealthy", 15)
         patient.until(lambda: condition(patient, "Ready")[1] == case.reason, f"{case.reason} in Ready", 15)
         noticed = time.time() - began
-        time.sleep(max(0.0, began + LASTS_SECONDS + 2 * INTERVAL_SECONDS - time.time()))
+        edit(patient, steps=OVER)
+        patient.until(lambda: patient.status.observed_generation == 2, "sight of the shorter hold", 15)
+        time.sleep(max(2 * INTERVAL_SECONDS, began + LASTS_SECONDS + 2 * INTERVAL_SECONDS - time.time()))
         check_columns(patient, case)
         assert (lives.failing.weight == WEIGHT) == case.blind, lives.failing.story()
         for life in (lives.aborted, lives.lost):
@@ -218,6 +222,15 @@ def check_ends(lives: Lives) -> None:
         assert life.weights() == [0, WEIGHT, 0], life.story()
 
 
+def longest_pause(seconds: float) -> float:
+    """Seconds between two questions to a provider at most that has been away for so long: the pauses double."""
+    pause, waited = SHORTEST_PAUSE, SHORTEST_PAUSE
+    while waited <= seconds and pause < LONGEST_PAUSE:
+        pause = min(2 * pause, LONGEST_PAUSE)
+        waited += pause
+    return pause
+
+
 def breach(lives: Lives, case: Case, began: float, healed: float) -> str:
     """Check that the breach was answered in time, and say when."""
     back = back_at(lives.failing)
@@ -225,7 +238,7 @@ def breach(lives: Lives, case: Case, began: float, healed: float) -> str:
         return f"breach: seen in spite of it, weight 0 after {back - began:.1f} s"
     first = min(asked.answered for asked in lives.relay.asked(healed) if asked.sound)
     hanging = TIMEOUT_SECONDS + 1 if case.fault.way is Way.HANGS else 0
-    assert first - healed < PAUSE_SECONDS + SLACK_SECONDS + hanging, lives.failing.story()
+    assert first - healed < longest_pause(healed - began) + SLACK_SECONDS + hanging, lives.failing.story()
     assert back - first < ANSWERED_WITHIN + SLACK_SECONDS + hanging, lives.failing.story()
     return f"breach: weight 0 {back - healed:.1f} s after its end, {back - first:.1f} s after the first answer"
 

@@ -247,7 +247,7 @@ def test_a_clock_that_was_wrong_from_the_beginning_is_set_right(
 def test_clocks_of_replicas_do_not_decide_who_leads(ground: Ground, library: Path, table: list[Row]) -> None:
     clocks = {name: WallClock(library, ground.directory / f"clock-{name}") for name in "ab"}
     changes = 0
-    with new_team(ground, environment=lambda name: clocks[name].environment, lease=("4s", "3s", "500ms")) as team:
+    with new_team(ground, environment=lambda name: clocks[name].environment, lease=("15s", "10s", "500ms")) as team:
         leader = team.leader()
         for clock in clocks.values():
             for seconds in (MINUTES, -MINUTES, 0.0):
