@@ -27,14 +27,14 @@ from tests.faults.conftest import Row
 from tests.faults.life import NAME, STEPS, Ground, Life, new_life, shares
 from tests.faults.workloads import Entries
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 
 AT_ONCE: Final = 3
 INTERVAL_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
 """How often the operator of a life looks at its routes: every 5 s by default."""
-SLACK_SECONDS: Final = 4.0
-"""For a machine that is busy with other tests, and with several operators that start at once."""
+SLACK_SECONDS: Final = 2.0
+"""For a machine that is busy with several operators at once."""
 PATIENCE_SECONDS: Final = 20.0
 """With what only has to come."""
 SYNC_SECONDS: Final = 2.5

@@ -23,14 +23,14 @@ from tests.faults.life import STEPS, TIMINGS, Ground, Life, new_life, shares
 from tests.faults.relay import Fault, Way, relay
 from tests.faults.workloads import Entries, Pods, Workloads
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.alone]
 
 AT_ONCE: Final = 3
 GRACE_SECONDS: Final = 1.0
 POLL_SECONDS: Final = 0.5
 """How often the operator of a life looks at endpoints: every 5 s by default."""
-SLACK_SECONDS: Final = 4.0
-"""For a machine that is busy with other tests, and with several operators that start at once."""
+SLACK_SECONDS: Final = 2.0
+"""For a machine that is busy with several operators at once."""
 ANSWERED_WITHIN: Final = GRACE_SECONDS + POLL_SECONDS + SLACK_SECONDS
 READINESS: Final = {"unreadyGrace": f"{GRACE_SECONDS:g}s"}
 STAY: Final = [{"weight": 20, "hold": "10m"}, {"weight": 100}]
