@@ -60,7 +60,7 @@ class Parts:
 
 
 def takes_back(decision: Decision) -> bool:
-    """Return whether a decision takes traffic back, so that it is repeated within a second if it fails."""
+    """Return whether a decision takes traffic back, so that it is repeated within half a second if it fails."""
     return decision.order is Order.MESH_FIRST or decision.status.phase is Phase.ROLLING_BACK
 
 
