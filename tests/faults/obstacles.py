@@ -31,7 +31,7 @@ WRITE_TIMEOUT_SECONDS: Final = 5.0
 """The operator's own patience with a write."""
 FIRST_DELAY_SECONDS: Final = 0.25
 LONGEST_DELAY_SECONDS: Final = 30.0
-LONGEST_URGENT_SECONDS: Final = 1.0
+LONGEST_URGENT_SECONDS: Final = 0.5
 LONGEST_STALL_SECONDS: Final = 5.0
 """Between two attempts, where a busy machine stands still for a moment."""
 ASK_AT_20: Final = [{"weight": 20, "approval": "Required"}, {"weight": 60}, {"weight": 100}]
@@ -102,7 +102,7 @@ def distances(entries: Sequence[Entry]) -> list[float]:
 
 
 def check_urgent(entries: Sequence[Entry], story: str) -> None:
-    """Attempts to take traffic back follow each other within a second or so, and to the end.
+    """Attempts to take traffic back follow each other within half a second or so, and to the end.
 
     Distances that went on doubling would be longer than that by then; one or another may be so for its machine's sake.
     """
