@@ -13,6 +13,9 @@ pytestmark = pytest.mark.mesh
 
 LONG_SECONDS = 12.0
 """Six intervals of analysis."""
+LONG = [{"weight": 30, "hold": "10m"}, {"weight": 100}]
+OVER = [{"weight": 30, "hold": "2s"}, {"weight": 100}]
+"""A hold that ends in the outage, so that it is the outage that holds the step."""
 
 
 def test_a_step_holds_says_since_when_and_goes_on_while_deadlines_and_rollbacks_wait_for_nobody(place: Place) -> None:
@@ -21,7 +24,7 @@ def test_a_step_holds_says_since_when_and_goes_on_while_deadlines_and_rollbacks_
     everyone = (patient, overdue, kept, reverted)
     for service in everyone:
         service.send(15)
-        service.apply("v2", steps=[{"weight": 30, "hold": "15s"}, {"weight": 100}])
+        service.apply("v2", steps=LONG)
     for service in everyone:
         service.until_weight(30)
     place.lab.stop("prometheus")
@@ -29,9 +32,10 @@ def test_a_step_holds_says_since_when_and_goes_on_while_deadlines_and_rollbacks_
     try:
         for service in everyone:
             service.until_phase(Phase.PROGRESSING, "ProviderError")
+        patient.patch(steps=OVER)
         reverted.patch(version="v1")
-        overdue.patch(progressDeadline="2s")
-        kept.patch(progressDeadline="2s", onDeadline="Hold")
+        overdue.patch(steps=OVER, progressDeadline="2s")
+        kept.patch(steps=OVER, progressDeadline="2s", onDeadline="Hold")
         reverted.until(lambda: reverted.weights()["v1"] == 100, "all traffic back on v1")
         status = overdue.until_taken_back("DeadlineExceeded")
         assert status.rollout is not None
@@ -58,7 +62,7 @@ def test_a_canary_that_turns_bad_meanwhile_is_caught(place: Place) -> None:
     lost, failing = place.service("lost"), place.service("failing")
     for service in (lost, failing):
         service.send(20)
-        service.apply("v2", steps=[{"weight": 30, "hold": "10m"}, {"weight": 100}])
+        service.apply("v2", steps=LONG)
     for service in (lost, failing):
         service.until_weight(30, in_effect=True)
     place.lab.stop("prometheus")

@@ -56,10 +56,10 @@ def told_of_provider(service: Service) -> str:
 
 def test_an_outage_of_prometheus_holds_and_hinders_no_way_back(place: Place) -> None:
     held, aborted = (place.service(name) for name in ("held", "aborted"))
-    ladder = [{"weight": 30, "hold": "15s"}, {"weight": 100}]
+    long, over = ([{"weight": 30, "hold": hold}, {"weight": 100}] for hold in ("10m", "2s"))
     for service in (held, aborted):
         service.send(30)
-        service.apply("v2", steps=ladder)
+        service.apply("v2", steps=long)
     for service in (held, aborted):
         service.until_weight(30)
     place.lab.stop("prometheus")
@@ -69,10 +69,13 @@ def test_an_outage_of_prometheus_holds_and_hinders_no_way_back(place: Place) -> 
             assert service.status.phase is Phase.PROGRESSING
         assert held.reason in ("Converging", "ProviderError")
         held.until(lambda: "Connection refused" in told_of_provider(held), "sight of why the provider does not answer")
+        held.patch(steps=over)
+        held.until(lambda: held.status.observed_generation == 2, "sight of the shorter hold")
         aborted.command("abort/v2/1")
         aborted.until_taken_back("Aborted")
         aborted.assert_restored()
-        assert held.weights() == {"v1": 70, "v2": 30}
+        time.sleep(LONG_ENOUGH_SECONDS)
+        assert held.weights() == {"v1": 70, "v2": 30}, "it is the outage that holds the step, not its hold"
     finally:
         place.lab.start("prometheus")
     held.until_promoted("v2")
