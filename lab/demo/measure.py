@@ -14,7 +14,7 @@ import yaml
 from canaryrollout.adapters.istio_patch import undo, without_server_fields
 from canaryrollout.adapters.istio_read import read_virtual_service
 from canaryrollout.api.resource import read_status
-from canaryrollout.api.status import CanaryRolloutStatus, Change, Phase
+from canaryrollout.api.status import CanaryRolloutStatus, Change, Phase, RolloutRecord
 from canaryrollout.domain.observation import Weights
 from lab.demo.facts import BreachFacts, Failures, ObjectFacts, Outcome, RequestFacts, StepFacts, UndoFacts
 from lab.demo.watch import DESTINATION_RULE, ROLLOUT, VIRTUAL_SERVICE, Seen
@@ -87,8 +87,9 @@ def steps_of(
         ended_at: When the rollout came to rest.
         records: The requests; all of those sent before ``ended_at`` must be among them.
     """
-    in_effect = _in_effect(seen, canary)
-    decided = _decided(seen, canary)
+    statuses = _statuses(seen, canary)
+    in_effect = _in_effect(statuses)
+    decided = _decided(statuses)
     changes = list(timeline(seen, routing, _subset(seen, canary)))
     records = tuple(records)
     steps: list[StepFacts] = []
@@ -100,7 +101,7 @@ def steps_of(
         # The witness may hear of a write late; whoever writes it decides before.
         until = min((each for each in decided if at < each < written), default=written)
         since = in_effect.get(weight)
-        if since is None and not steps and _taken_back(seen, canary):
+        if since is None and not steps and statuses[-1:] and statuses[-1][1].reason:  # taken back
             since = _first_answer(records, canary, until)
         steps.append(_step(weight, at, since, until, canary, records))
     return tuple(steps)
@@ -115,37 +116,26 @@ def _step(
     return StepFacts(weight, at, in_effect_at, until, counts.total(), counts[canary])
 
 
-def _in_effect(seen: Iterable[Seen], canary: str) -> dict[int, float]:
+def _statuses(seen: Iterable[Seen], canary: str) -> list[tuple[CanaryRolloutStatus, RolloutRecord]]:
+    """What status said while it spoke of a canary, oldest first."""
+    statuses = [status_of(each.document) for each in seen if each.kind == ROLLOUT]
+    return [(s, s.rollout) for s in statuses if s.rollout is not None and s.rollout.version == canary]
+
+
+def _in_effect(statuses: Iterable[tuple[CanaryRolloutStatus, RolloutRecord]]) -> dict[int, float]:
     """Since when each weight was in effect, as status said last."""
-    found = {}
-    for each in seen:
-        if each.kind == ROLLOUT:
-            record = status_of(each.document).rollout
-            if record is not None and record.version == canary and record.in_effect_at is not None:
-                found[record.weight] = record.in_effect_at.timestamp()
-    return found
+    return {record.weight: record.in_effect_at.timestamp() for _, record in statuses if record.in_effect_at is not None}
 
 
-def _decided(seen: Iterable[Seen], canary: str) -> frozenset[float]:
+def _decided(statuses: Iterable[tuple[CanaryRolloutStatus, RolloutRecord]]) -> frozenset[float]:
     """When another weight of the canary was about to be written: a raise, or its way back."""
     found = set()
-    for each in seen:
-        if each.kind == ROLLOUT:
-            status = status_of(each.document)
-            record = status.rollout
-            if record is None or record.version != canary:
-                continue
-            if record.target is not None:
-                found.add(record.target.set_at.timestamp())
-            if record.reason:
-                found |= {entry.time.timestamp() for entry in status.history if entry.reason == record.reason}
+    for status, record in statuses:
+        if record.target is not None:
+            found.add(record.target.set_at.timestamp())
+        if record.reason:
+            found |= {entry.time.timestamp() for entry in status.history if entry.reason == record.reason}
     return frozenset(found)
-
-
-def _taken_back(seen: Iterable[Seen], canary: str) -> bool:
-    """Whether the canary was on its way back at last."""
-    records = [status_of(each.document).rollout for each in seen if each.kind == ROLLOUT]
-    return bool(records) and records[-1] is not None and records[-1].version == canary and bool(records[-1].reason)
 
 
 def _first_answer(records: Iterable[Record], canary: str, until: float) -> float | None:

@@ -167,15 +167,15 @@ def test_a_resync_notices_what_no_watch_tells(apiserver: Lab, namespace: str) ->
     apply_rollout(apiserver, namespace, version="v1")
     with Program(apiserver.kubeconfig, *flags(namespace), "--resync", "3s") as program:
         program.wait(lambda: status(apiserver, namespace).get("phase") == "Stable", "Stable")
-        before = passes(program)
-        program.wait(lambda: passes(program) > before + 3, "look after look, by default one in five minutes", PATIENCE)
+        before = looks(program)
+        program.wait(lambda: looks(program) > before + 3, "look after look, by default one in five minutes", PATIENCE)
         apiserver.kubectl("delete", "virtualservice", "reviews", "-n", namespace)
         program.wait(lambda: status(apiserver, namespace)["phase"] == "Blocked", "noticed by a resync", PATIENCE)
 
 
-def passes(program: Program) -> float:
+def looks(program: Program) -> float:
     """How often it has looked at any rollout."""
-    return sum(value for (name, *_), value in program.metrics().items() if name == "canaryrollout_passes_total")
+    return sum(value for (name, *_), value in figures(program).items() if name == "canaryrollout_passes_total")
 
 
 def test_a_second_replica_stands_by_and_takes_over(apiserver: Lab, namespace: str) -> None:
